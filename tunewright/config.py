@@ -1,0 +1,229 @@
+"""TrainConfig: everything that decides a run, as data.
+
+One frozen class parses YAML, the command line's `--set`, the API's JSON and a checkpoint's own copy.
+The text under each field is its documentation everywhere: `--help`, the API schema, form labels.
+No torch here, and no reading of files beyond the YAML that is asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tunewright.errors import BadConfig
+
+
+class _Strict(BaseModel):
+    """Frozen, and an unknown key is an error that names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Full(_Strict):
+    """Every weight trains."""
+
+    kind: Literal["full"] = "full"
+
+
+class Lora(_Strict):
+    """Low-rank adapters beside the linear layers (Hu et al. 2021), through peft and in its format."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(16, ge=1, le=1024)
+    """Width of the adapters."""
+    alpha: float = Field(32.0, gt=0, le=4096)
+    """Scale: an adapter's output is multiplied by alpha / rank."""
+    targets: str | tuple[str, ...] = Field("all-linear", min_length=1, max_length=256)
+    """The modules that get an adapter: names, or "all-linear" for every linear layer but the head."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the adapter. Above 0 the run is slower and a little less exact."""
+
+
+Tuning = Annotated[Full | Lora, Field(discriminator="kind")]
+
+
+class Supervised(_Strict):
+    """Learn to write the assistant's turns, or the completion."""
+
+    kind: Literal["supervised"] = "supervised"
+
+
+Method = Annotated[Supervised, Field(discriminator="kind")]
+
+
+class Optimizer(_Strict):
+    """How the gradient becomes a step."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    """AdamW (Loshchilov & Hutter 2019), or stochastic gradient descent."""
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, le=10)] = "auto"
+    """Peak rate before the multiplier. "auto": 1e-3 for LoRA and 2e-4 for full tuning up to 100M parameters, a fifth of that above; ten times that for SGD."""
+    weight_decay: float = Field(0.0, ge=0, le=10)
+    """Decoupled weight decay; norms and biases are left out."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's first moment, or SGD's momentum."""
+    beta2: float = Field(0.99, ge=0, lt=1)
+    """AdamW's second moment."""
+    epsilon: float = Field(1e-8, gt=0, le=1)
+    """AdamW's denominator term."""
+
+
+class Schedule(_Strict):
+    """The learning rate over the run."""
+
+    kind: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape after warm-up; linear and cosine end at `final`."""
+    warmup: float = Field(0.05, ge=0, le=1)
+    """Share of the steps over which the rate rises from 0."""
+    final: float = Field(0.0, ge=0, le=1)
+    """Share of the peak rate at the last step."""
+
+
+class Hyperparameters(_Strict):
+    """The three that OpenAI's API has, each a number or "auto"."""
+
+    n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=1000)] = "auto"
+    """Passes over the data. "auto": 3; for under 500 rows as many as make 1,500, 10 at most; 1 from 100,000 rows."""
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=65536)] = "auto"
+    """Rows per optimizer step. "auto": about 1/50 of the rows, between 4 and 32."""
+    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=100)] = "auto"
+    """Multiplies the optimizer's learning rate. "auto": 1."""
+
+
+class Evaluation(_Strict):
+    """What is measured while training."""
+
+    every_steps: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
+    """A validation batch every so many steps. "auto": ten times an epoch. The full set follows each epoch."""
+    patience: int = Field(0, ge=0, le=1000)
+    """Stop after so many epochs without a better full validation loss, and keep the best. 0: never."""
+
+
+class Checkpoints(_Strict):
+    """What is saved while training."""
+
+    every_steps: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
+    """Save every so many steps, beside each epoch's end. "auto": when a minute has passed since the last."""
+    keep: int = Field(3, ge=1, le=1000)
+    """Epoch checkpoints kept besides the newest and the best."""
+
+
+class TrainConfig(_Strict):
+    """A run, complete. `tunewright train run.yaml` reads one; a run folder holds its own as config.json."""
+
+    data: Path
+    """Training file: chat, prompt/completion or labelled text as JSONL; labelled text also as CSV."""
+    validation: Path | None = None
+    """Validation file of the same kind."""
+    model: str = Field("nano", min_length=1, max_length=1024)
+    """The base: `nano`, a folder, or a Hugging Face Hub id."""
+    out: Path = Path("runs/latest")
+    """The run folder."""
+    tuning: Tuning = Lora()
+    """Which weights train."""
+    method: Method = Supervised()
+    """What they learn from."""
+    hyperparameters: Hyperparameters = Hyperparameters()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    max_grad_norm: float = Field(1.0, ge=0, le=1e6)
+    """Gradients are scaled down to this global norm. 0: never."""
+    max_tokens: Literal["auto"] | Annotated[int, Field(ge=2, le=1_000_000)] = "auto"
+    """Longer rows are cut at the end, counted and said. "auto": the model's context, 4,096 at most."""
+    micro_batch_tokens: int = Field(8192, ge=16, le=10_000_000)
+    """Tokens computed at once, padding included; a step's rows are cut into as many micro-batches as that takes. It changes memory and speed, never the gradient."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the matrix products. "auto": bf16 where this machine's processor or GPU computes it faster."""
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    """CPU threads. "auto": measured at the start, since one can beat two on tiny models."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Order of the rows, dropout, and the adapters' first values."""
+
+    @classmethod
+    def parse(cls, record: dict[str, Any], assignments: list[str] | None = None) -> TrainConfig:
+        """A config from a mapping and `a.b=c` assignments, all problems at once. Raises BadConfig."""
+        for assignment in assignments or ():
+            record = _assign(record, assignment)
+        try:
+            return cls.model_validate(record)
+        except ValidationError as error:
+            raise BadConfig(_explain(error), code="invalid_config", param=_first(error)) from None
+
+    @classmethod
+    def from_yaml(cls, path: Path, assignments: list[str] | None = None) -> TrainConfig:
+        """Parse a YAML file. Raises BadConfig when it cannot be read or does not fit."""
+        return cls.parse(read_yaml(path), assignments)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping. Raises BadConfig: missing, too large, not YAML, not a mapping."""
+    try:
+        if path.stat().st_size > 1_000_000:
+            raise BadConfig(f"{path} is over 1 MB; a config is a page of YAML", code="config_too_large")
+        text = path.read_text(encoding="utf-8")
+        if "&" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise BadConfig(f"{path} uses YAML aliases; write the values out", code="config_alias")
+        record = yaml.safe_load(text)
+    except OSError as error:
+        raise BadConfig(f"{path} cannot be read: {error.strerror}", code="config_unreadable") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = " ".join(str(error).split())
+        raise BadConfig(f"{path} is not YAML: {first}", code="config_not_yaml") from None
+    if not isinstance(record, dict):
+        raise BadConfig(f"{path} must hold `key: value` lines, such as `data: train.jsonl`", code="config_not_a_mapping")
+    return record
+
+
+def _assign(record: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """`record` with `a.b=c` set; the value is read as YAML, so 8, true and auto mean what they look like."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not all(key.split(".")):
+        raise BadConfig(f"--set {assignment!r}: write it as tuning.rank=8", code="invalid_assignment", param="--set")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    head, _, rest = key.partition(".")
+    if not rest:
+        # `tuning=lora` is what one types for a choice that has a kind.
+        tagged = head in ("tuning", "method") and isinstance(value, str)
+        return {**record, head: {"kind": value} if tagged else value}
+    inner = record.get(head) or {}
+    if not isinstance(inner, dict):
+        raise BadConfig(f"--set {assignment!r}: {head} has no parts", code="invalid_assignment", param=head)
+    inner = _assign(inner, f"{rest}={text}")
+    if head in ("tuning", "method"):
+        inner = {"kind": "lora" if head == "tuning" else "supervised"} | inner
+    return {**record, head: inner}
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"] if not _is_type(part)) or "config"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{where}: there is no such setting")
+        elif item["type"] == "missing":
+            lines.append(f"{where}: is needed")
+        elif item["type"] == "literal_error" and where.endswith(("'auto'", "auto")):
+            continue
+        else:
+            lines.append(f"{where}: {item['msg'].removeprefix('Input ').removeprefix('Value error, ')}")
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _first(error: ValidationError) -> str:
+    return ".".join(str(part) for part in error.errors()[0]["loc"] if not _is_type(part))
+
+
+def _is_type(part: int | str) -> bool:
+    """Whether a part of an error's location is pydantic's name for a branch of a union, not a key of the config."""
+    return isinstance(part, str) and (part in _KINDS or "[" in part)
+
+
+_KINDS = {"full", "lora", "supervised", "float", "int", "str", "constrained-int", "constrained-float"}

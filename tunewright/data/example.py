@@ -1,0 +1,49 @@
+"""An Example is one record of a training file, whatever the format it came in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `trained` is False where the file says `"weight": 0`, and for every role but assistant.
+
+    `extra` holds the other fields a chat template may use (`name`, `tool_calls`, `tool_call_id`).
+    """
+
+    role: str
+    content: str
+    trained: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation. `line` is the line of the file it came from, counted from 1."""
+
+    messages: tuple[Message, ...]
+    line: int = 0
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A prompt and the text that should follow it, without a chat template."""
+
+    prompt: str
+    completion: str
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text and its label."""
+
+    text: str
+    label: str
+    line: int = 0
+
+
+Example = Chat | Completion | Labelled

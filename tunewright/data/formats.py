@@ -1,0 +1,175 @@
+"""A file -> Examples: `read` and `load`. A format is one function, (fields, findings) -> Example or None.
+
+Every row either becomes an example or has an error that says why not: nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from tunewright.data.chat import chat
+from tunewright.data.example import Completion, Example, Labelled
+from tunewright.data.findings import Findings, Notes, quoted
+from tunewright.data.jsonl import Record, json_records
+from tunewright.data.lines import lines, not_readable, open_data
+from tunewright.data.table import DELIMITERS, csv_records
+from tunewright.errors import BadData, Fault
+
+Format = Literal["chat", "completion", "labelled"]
+"""What a record is. The container, JSON lines or CSV, follows from the file's first bytes, else from its name."""
+
+MIN_EXAMPLES = 10
+"""A training file's fewest rows, as in OpenAI's API."""
+
+_FORMATS: dict[Format, str] = {"chat": "messages", "completion": "prompt + completion", "labelled": "text + label"}
+_KNOWN_ELSEWHERE = {
+    "conversations": "Rename it to messages, from to role and value to content (ShareGPT)",
+    "instruction": "Write it as messages: the instruction and input as user, the output as assistant (Alpaca)",
+    "preferred_output": "Preference pairs are not read here: write supervised examples",
+    "chosen": "Preference pairs are not read here: write supervised examples",
+    "question": "Rename the keys to prompt and completion, or write messages",
+    "body": "This is a batch request, not an example: use its body's messages, and add the answer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a file holds: the sound examples in file order, and every fault in the order of lines.
+
+    `rows` counts the records met (blank lines and a CSV header are none): the examples and the rows with
+    an error. A file of which no record can be read has no rows and one error, on line 0.
+    """
+
+    path: Path
+    examples: list[Example]
+    faults: list[Fault]
+    format: Format | None
+    rows: int
+
+    @property
+    def errors(self) -> list[Fault]:
+        """The faults that keep rows, or the file, from being used."""
+        return [fault for fault in self.faults if not fault.warning]
+
+
+def load(path: Path, minimum: int = MIN_EXAMPLES) -> list[Example]:
+    """The examples of a file without errors. Raises BadData with every error otherwise."""
+    reading = read(path, minimum)
+    if reading.errors:
+        raise BadData(str(path), reading.errors)
+    return reading.examples
+
+
+def read(path: Path, minimum: int = MIN_EXAMPLES) -> Reading:
+    """Read a file, whatever it holds: what is wrong with it is in the result. `minimum`: the fewest rows to have."""
+    path, notes = Path(path), Notes()
+    examples: list[Example] = []
+    faults: list[Fault] = []
+    format: Format | None = None
+    rows = 0
+    try:
+        file, head = open_data(path)
+        with file:
+            for record in _records(file, head, path, notes):
+                rows += 1
+                row = Findings(record.line, notes, record.faults)
+                found = None if row.faults else _format_of(record.fields, row)
+                example = _READERS[found](record.fields, row) if found else None
+                if example and found:
+                    format = format or found
+                    if found == format:
+                        examples.append(example)
+                    else:
+                        message = f"The row is {_FORMATS[found]}; those before are {_FORMATS[format]}"
+                        row.error("mixed_formats", message, "Keep one format in a file")
+                faults += row.faults
+        faults += _file_faults(rows, minimum)
+    except BadData as bad:
+        faults += bad.faults
+    except OSError as error:
+        faults += not_readable(path, error).faults
+    faults += notes.faults()
+    return Reading(path, examples, sorted(faults, key=lambda fault: fault.line), format, rows)
+
+
+def _records(file: BinaryIO, head: bytes, path: Path, notes: Notes) -> Iterator[Record]:
+    """The file's records, as JSON lines or CSV."""
+    start = head.lstrip()
+    first_line = start.split(b"\n", 1)[0].decode("utf-8", "replace")
+    delimiter = max(DELIMITERS, key=first_line.count)
+    columns = {name.strip().strip('"').strip() for name in first_line.split(delimiter)}
+    is_csv = path.suffix.lower() in (".csv", ".tsv") and not start.startswith((b"{", b"["))
+    if is_csv or {"text", "label"} <= columns or {"prompt", "completion"} <= columns:
+        return csv_records(lines(file, notes), path, notes, delimiter)
+    return json_records(lines(file, notes), path, notes)
+
+
+def _file_faults(rows: int, minimum: int) -> list[Fault]:
+    if not rows:
+        return [Fault(0, "empty_file", "The file holds no rows", "Write one record on each line")]
+    if rows < minimum:
+        message = f"The file has {rows} row{'s' if rows > 1 else ''}; at least {minimum} are needed"
+        return [Fault(0, "too_few_examples", message, f"Add {minimum - rows} more")]
+    return []
+
+
+def _format_of(fields: dict[str, Any], row: Findings) -> Format | None:
+    if "messages" in fields:
+        return "chat"
+    if "completion" in fields or "prompt" in fields:
+        return "completion"
+    if "label" in fields or "text" in fields:
+        return "labelled"
+    keys = f"has the keys {', '.join(map(quoted, list(fields)[:6]))}{' …' if len(fields) > 6 else ''}" if fields else "is empty"
+    mend = next((mend for name, mend in _KNOWN_ELSEWHERE.items() if name in fields), "Write one of these three")
+    row.error("unknown_record", f"The record {keys}; needed are messages, prompt + completion, or text + label", mend)
+    return None
+
+
+def completion(fields: dict[str, Any], row: Findings) -> Completion | None:
+    """The texts are kept exactly, with white space at their ends. The prompt may be empty: text from nothing."""
+    row.unknown_keys([name for name in fields if name not in ("prompt", "completion")])
+    prompt, text = _text(fields, "prompt", row, may_be_empty=True), _text(fields, "completion", row)
+    return None if row.faults else Completion(prompt, text, row.line)
+
+
+def labelled(fields: dict[str, Any], row: Findings) -> Labelled | None:
+    """A label that is a whole number or a truth value becomes the text that JSON writes for it."""
+    row.unknown_keys([name for name in fields if name not in ("text", "label")])
+    text = _text(fields, "text", row)
+    label = fields.get("label")
+    if isinstance(label, int):
+        row.note("label_made_text", "A label is a number or a truth value and is taken as text", "Write labels as strings")
+        label = str(label).lower()
+    elif label is not None and not isinstance(label, str):
+        row.error("label_not_text", f"The label is {quoted(label)}, not a string or a whole number", "Write it as a string")
+    else:
+        label = _text(fields, "label", row)
+    return None if row.faults else Labelled(text, label, row.line)
+
+
+def _text(fields: dict[str, Any], name: str, row: Findings, may_be_empty: bool = False) -> str:
+    value = fields.get(name)
+    if isinstance(value, str):
+        if not may_be_empty and (not value or value.isspace()):
+            row.error(f"empty_{name}", f"The {name} is empty", "Write the text, or delete the row")
+        return value
+    if name not in fields:
+        row.error("missing_key", f"The key {quoted(name)} is missing", "Add it, or delete the row")
+    else:
+        row.error(
+            f"{name}_not_text",
+            f"The {name} is {'null' if value is None else quoted(value)}, not text",
+            "Write a string",
+        )
+    return ""
+
+
+_READERS: dict[Format, Callable[[dict[str, Any], Findings], Example | None]] = {
+    "chat": chat,
+    "completion": completion,
+    "labelled": labelled,
+}

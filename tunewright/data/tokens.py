@@ -1,0 +1,306 @@
+"""Example -> Row: the one function that renders a chat, for training, evaluation and serving alike.
+
+What a model is tuned on and what it is asked later must be the same tokens, so there is one path:
+the tokenizer's own chat template renders, `_encode` turns the text into ids, and the mask says which
+of them are learnt: the assistant's words and the token that ends its turn, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tunewright.data.example import Chat, Completion, Example, Labelled, Message
+from tunewright.errors import BadModel, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# For tokenizers without a chat template (GPT-2 and its like). It is stored with the tuned model, so what serves it renders the same.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}### {{ message['role'] }}:\n{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}### assistant:\n{% endif %}"
+)
+
+
+_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example as a model sees it. `ids`: (tokens,) int32. `trained`: (tokens,) bool, the tokens that are learnt."""
+
+    ids: np.ndarray
+    trained: np.ndarray
+    line: int = 0
+
+
+@dataclass(slots=True)
+class Tokenized:
+    """Rows in = rows trained + rows dropped, by named reasons. The lists hold line numbers of the file."""
+
+    rows: list[Row] = field(default_factory=list)
+    cut: list[int] = field(default_factory=list)
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+    unended: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all rows."""
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that are learnt."""
+        return sum(int(row.trained.sum()) for row in self.rows)
+
+
+class NotRenderable(Problem):
+    """A chat template cannot say this example without changing or losing part of it."""
+
+    exit_code = 3
+
+
+def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tokenized:
+    """Render every example. Rows longer than `max_tokens` are cut at the end, as the hosted service does it.
+
+    A row whose trained tokens were all cut away is dropped as "nothing_to_learn_after_cut"; one that the
+    template cannot render, as the `code` of its problem.
+    """
+    result = Tokenized()
+    for example in examples:
+        try:
+            row = render(example, tokenizer)
+        except NotRenderable as problem:
+            result.dropped.setdefault(problem.code, []).append(example.line)
+            continue
+        if row.trained.any() and int(row.ids[row.trained.nonzero()[0][-1]]) not in end_ids(tokenizer):
+            result.unended.append(example.line)
+        if len(row.ids) > max_tokens:
+            row = Row(row.ids[:max_tokens], row.trained[:max_tokens], row.line)
+            result.cut.append(example.line)
+        # The first token has nothing before it that could predict it.
+        if row.trained[1:].any():
+            result.rows.append(row)
+        else:
+            reason = "nothing_to_learn_after_cut" if len(row.ids) == max_tokens else "nothing_to_learn"
+            result.dropped.setdefault(reason, []).append(example.line)
+    return result
+
+
+def render(example: Example, tokenizer: PreTrainedTokenizerBase) -> Row:
+    """An example's tokens and which of them are trained. Raises NotRenderable."""
+    if isinstance(example, Completion):
+        start, end = _begin(tokenizer), [_eos(tokenizer)]
+        before, after = _plain(example.prompt, tokenizer), _plain(example.completion, tokenizer)
+        ids = start + before + after + end
+        trained = [False] * (len(start) + len(before)) + [True] * (len(after) + 1)
+    else:
+        chat = as_chat(example)
+        text, spans = _apply_template(chat, tokenizer, generation=False)
+        ids, trained = _encode(text, spans, tokenizer)
+    return Row(np.array(ids, np.int32), np.array(trained, bool), example.line)
+
+
+def prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids after which the model speaks: everything before the last assistant turn, or the prompt.
+
+    A prefix of what `render` gives, so greedy answers continue just what was trained.
+    """
+    if isinstance(example, Completion):
+        return _begin(tokenizer) + _plain(example.prompt, tokenizer)
+    chat = as_chat(example)
+    last = _last_answer(chat)
+    before = replace(chat, messages=chat.messages[:last]) if last is not None else chat
+    text, spans = _apply_template(before, tokenizer, generation=True)
+    return _encode(text, spans, tokenizer)[0]
+
+
+def expected(example: Example) -> str | None:
+    """The text that should follow `prompt`: the last assistant turn, the completion, or the label."""
+    if isinstance(example, Completion):
+        return example.completion
+    if isinstance(example, Labelled):
+        return example.label
+    last = _last_answer(example)
+    return None if last is None else example.messages[last].content
+
+
+def as_chat(example: Chat | Labelled) -> Chat:
+    """A labelled text is a chat whose answer is the label, for models that write."""
+    if isinstance(example, Chat):
+        return example
+    return Chat((Message("user", example.text), Message("assistant", example.label, trained=True)), example.line)
+
+
+@lru_cache(maxsize=16)
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids at which an answer ends: the end-of-sequence token, and the end-of-turn token where a template has one."""
+    known = tokenizer.get_added_vocab()
+    return {known[name] for name in _ENDS if name in known} | {_eos(tokenizer)}
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the plain template where it has none of its own."""
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Characters `start` to `end` of a rendered chat are a message's content. `trained`: the assistant's, to be learnt."""
+
+    start: int
+    end: int
+    trained: bool
+
+
+def _last_answer(chat: Chat) -> int | None:
+    answers = [i for i, message in enumerate(chat.messages) if message.role == "assistant"]
+    return answers[-1] if answers else None
+
+
+def _apply_template(chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: bool) -> tuple[str, list[_Span]]:
+    """Render a chat and say where each message's content stands.
+
+    The template runs twice: over the messages as they are, and with each content replaced by a mark of
+    private-use characters that no text holds. Putting the contents back must give the first rendering;
+    where a template trims its contents the trimmed ones are tried. Otherwise the template rewrites what
+    the messages say, no one knows which of its tokens are the answer, and the row is refused by name.
+    """
+    marks = [f"\ue000{i}\ue001" for i in range(len(chat.messages))]
+    contents = [message.content for message in chat.messages]
+    plain = _run_template(chat, contents, tokenizer, generation)
+    # An empty content is marked too, unless the template treats "nothing said" as something else (a tool call, say).
+    for shown in (marks, [mark if content else "" for mark, content in zip(marks, contents, strict=True)]):
+        marked = _run_template(chat, shown, tokenizer, generation)
+        for candidate in (contents, [content.strip() for content in contents]):
+            text, spans = _put_back(marked, marks, candidate, chat.messages)
+            if text == plain:
+                return text, spans
+    raise NotRenderable(
+        f"line {chat.line}: the chat template changes what the messages say, so what is learnt cannot be marked. "
+        "Choose a model whose template keeps contents as they are",
+        code="template_rewrites_content",
+    )
+
+
+def _put_back(text: str, marks: list[str], contents: list[str], messages: Sequence[Message]) -> tuple[str, list[_Span]]:
+    out, spans, done, length = [], [], 0, 0
+    for mark, content, message in zip(marks, contents, messages, strict=True):
+        if (at := text.find(mark, done)) < 0:
+            continue  # empty, or not shown by the template: the comparison with the plain rendering decides
+        out += [text[done:at], content]
+        length += at - done
+        spans.append(_Span(length, length + len(content), message.trained))
+        length += len(content)
+        done = at + len(mark)
+    return "".join([*out, text[done:]]), spans
+
+
+def _run_template(chat: Chat, contents: Sequence[str], tokenizer: PreTrainedTokenizerBase, generation: bool) -> str:
+    """The chat as the tokenizer's template renders it, with `contents` in the messages' place. Raises NotRenderable."""
+    from jinja2 import TemplateError
+
+    # Most templates know "system" and not "developer", its newer name in OpenAI's API.
+    rename = {} if "developer" in (tokenizer.chat_template or "") else {"developer": "system"}
+    messages: list[dict[str, Any]] = [
+        {"role": rename.get(m.role, m.role), "content": content, **m.extra} for m, content in zip(chat.messages, contents, strict=True)
+    ]
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tools=list(chat.tools) or None, tokenize=False, add_generation_prompt=generation
+        )
+    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        raise NotRenderable(
+            f"line {chat.line}: the model's chat template refuses this chat: {error}", code="template_refused"
+        ) from None
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            if (name := call.get("function", {}).get("name", "")) not in text:
+                raise NotRenderable(
+                    f"line {chat.line}: the model's chat template does not show the tool call {name!r}", code="tool_call_not_rendered"
+                )
+    return str(text)
+
+
+def _encode(text: str, spans: list[_Span], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+    """Ids and mask of a rendered chat whose contents stand at `spans`.
+
+    The tokenizer's own reading of the whole text is taken when it is safe: no special token stems from a
+    content (text that looks like one must stay text), and no token lies across the start of an answer
+    (or `prompt` would not be a prefix). Otherwise the text is cut there and the pieces are encoded alone.
+    """
+    whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = list(whole["input_ids"]), np.array(whole["offset_mapping"], np.int64).reshape(-1, 2)
+    special = _special_ids(tokenizer)
+    begins, ends = offsets[:, 0], offsets[:, 1]
+    is_special = np.fromiter((i in special for i in ids), bool, len(ids))
+    trained = np.zeros(len(ids), bool)
+    for span in spans:
+        inside = (begins < span.end) & (ends > span.start)
+        # Bytes of one character share its offsets, so a boundary within a character cannot hide here.
+        if (is_special & inside).any() or (inside & (begins < span.start)).any() or (span.trained and (inside & (ends > span.end)).any()):
+            return _encode_pieces(text, spans, tokenizer)
+        if span.trained:
+            trained |= inside
+            trained |= _ending(begins >= span.end, ids, is_special, text, offsets, tokenizer)
+    return ids, trained.tolist()
+
+
+def _ending(after: np.ndarray, ids: list[int], is_special: np.ndarray, text: str, offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """The mask of an answer's end: the first special token after it, with the white space in between."""
+    mask = np.zeros(len(ids), bool)
+    for i in after.nonzero()[0]:
+        if is_special[i]:
+            mask[i] = ids[i] in end_ids(tokenizer)
+            return mask if mask[i] else np.zeros(len(ids), bool)
+        if text[offsets[i, 0] : offsets[i, 1]].strip():
+            break
+        mask[i] = True
+    return np.zeros(len(ids), bool)
+
+
+def _encode_pieces(text: str, spans: list[_Span], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+    """Contents as plain text, the template between them with its special tokens; each piece encoded alone."""
+    special = _special_ids(tokenizer)
+    ids: list[int] = []
+    trained: list[bool] = []
+    at, learning = 0, False
+    for span in [*spans, _Span(len(text), len(text), False)]:
+        between = tokenizer(text[at : span.start], add_special_tokens=False)["input_ids"]
+        ends = next((i for i, token in enumerate(between) if token in special), None) if learning else None
+        closes = ends is not None and between[ends] in end_ids(tokenizer) and not tokenizer.decode(between[:ends]).strip()
+        ids += between
+        trained += [closes and ends is not None and i <= ends for i in range(len(between))]
+        content = _plain(text[span.start : span.end], tokenizer)
+        ids += content
+        trained += [span.trained] * len(content)
+        at, learning = span.end, span.trained
+    return ids, trained
+
+
+@lru_cache(maxsize=16)
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    return frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+
+
+def _plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Encode text in which nothing is a special token, whatever it looks like."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [tokenizer.bos_token_id] if getattr(tokenizer, "add_bos_token", False) and tokenizer.bos_token_id is not None else []
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise BadModel("The tokenizer names no end-of-sequence token, so a tuned model would never stop", code="no_end_token")
+    return int(tokenizer.eos_token_id)

@@ -1,0 +1,1 @@
+"""Models: load, tune, generate. Weights and adapters stay in transformers' and peft's own formats."""

@@ -1,0 +1,198 @@
+"""A name -> a model and its tokenizer: `nano`, a folder, a Hugging Face Hub id, or a tuned adapter on one of them.
+
+Nothing here runs code that came with a model: safetensors only, no remote code, and a config that asks for either is
+refused. What a model needs is compared with the memory at hand before a weight is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from tunewright.data.tokens import with_template
+from tunewright.errors import BadModel
+
+# Bars for reading a few files would tear the run's own display.
+disable_progress_bar()
+
+NANO = Path(__file__).parent / "nano"
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model ready to train or answer. `base` is the name it was asked by, `folder` where its files lie."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    base: str
+    folder: Path
+
+    @property
+    def context(self) -> int:
+        """The most tokens the model can read at once."""
+        length = getattr(self.model.config, "max_position_embeddings", None) or getattr(self.model.config, "n_positions", None)
+        return min(int(length or 1_000_000), int(self.tokenizer.model_max_length))
+
+
+def load(name: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | None = None) -> Loaded:
+    """Load a model by name. Raises BadModel: not found, not safetensors, wants code, does not fit into memory.
+
+    A folder that holds an adapter is laid on its base, with the adapter's weights left apart from it.
+    """
+    folder = find(name)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if (folder / "adapter_config.json").is_file():
+        return _load_adapter(name, folder, dtype, device)
+    check_folder(folder, name)
+    fits(folder, name, 4 if dtype == "fp32" else 2)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32 if dtype == "fp32" else torch.bfloat16,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadModel(f"{name}: transformers cannot load this model: {reason}", code="model_rejected", param="model") from None
+    model.to(device)
+    return Loaded(model.eval(), with_template(tokenizer), name, folder)
+
+
+def _load_adapter(name: str, folder: Path, dtype: Literal["fp32", "bf16"], device: str) -> Loaded:
+    from peft import PeftModel
+
+    base = _json(folder / "adapter_config.json", name).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise BadModel(f"{name}: adapter_config.json does not name its base", code="adapter_without_base", param="model")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise BadModel(f"{name}: the adapter has no adapter_model.safetensors", code="not_safetensors", param="model")
+    loaded = load(base, dtype, device)
+    try:
+        model = PeftModel.from_pretrained(loaded.model, str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadModel(f"{name}: the adapter does not fit its base {base}: {reason}", code="adapter_mismatch", param="model") from None
+    tokenizer = loaded.tokenizer
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer = with_template(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+    return Loaded(model.eval(), tokenizer, name, folder)
+
+
+def find(name: str) -> Path:
+    """The folder of a model's files; a Hub id is fetched first (configs, tokenizer and safetensors alone).
+
+    A run folder stands for the model in it. Raises BadModel when there is no such model.
+    """
+    if name == "nano":
+        return NANO
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        inner = folder / "model"
+        return inner if not (folder / "config.json").is_file() or _is_run(folder) else folder
+    if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
+        raise BadModel(
+            f"There is no model {name!r}: give `nano`, a folder, or a Hub id such as org/name", code="model_not_found", param="model"
+        )
+    return _fetch(name)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "model").is_dir() and (folder / "events.jsonl").is_file()
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    repo, _, revision = name.partition("@")
+    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadModel(
+            f"{name} is neither a folder here nor could it be fetched from the Hub: {reason}. Check the spelling or the network",
+            code="model_not_found",
+            param="model",
+        ) from None
+
+
+def check_folder(folder: Path, name: str) -> dict[str, Any]:
+    """A model folder's config, after a look for what must not be there. Raises BadModel.
+
+    `_attn_implementation…` keys once made transformers run code named in a config (CVE-2026-4372).
+    """
+    if not (folder / "config.json").is_file():
+        raise BadModel(f"{name}: {folder} has no config.json, so it is no model folder", code="model_not_found", param="model")
+    config = _json(folder / "config.json", name)
+    if suspicious := [key for key in config if key.startswith("_attn_implementation")]:
+        raise BadModel(f"{name}: config.json sets {suspicious[0]}, which can run code; remove the key", code="model_rejected", param="model")
+    if "model_type" not in config or ("auto_map" in config and not _is_native(config["model_type"])):
+        raise BadModel(f"{name}: this model needs code of its own, which is never run", code="remote_code", param="model")
+    if not list(folder.glob("*.safetensors")):
+        others = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
+        found = f" ({others[0]} can run code when opened; convert it)" if others else ""
+        raise BadModel(f"{name}: no safetensors weights in {folder}{found}", code="not_safetensors", param="model")
+    return config
+
+
+def _is_native(model_type: Any) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
+
+
+def parameters(folder: Path, name: str) -> int:
+    """How many weights the safetensors files of a folder hold, read from their headers. Raises BadModel."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 0 < size <= min(100_000_000, path.stat().st_size):
+                raise BadModel(f"{name}: {path.name} is damaged: its header is {size} bytes long", code="model_rejected", param="model")
+            try:
+                header = json.loads(file.read(size))
+                total += sum(_product(item["shape"]) for key, item in header.items() if key != "__metadata__")
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise BadModel(f"{name}: {path.name} is damaged: its header cannot be read", code="model_rejected", param="model") from None
+    return total
+
+
+def fits(folder: Path, name: str, bytes_each: int) -> None:
+    """Raise BadModel when the weights alone exceed the free memory, before any is loaded."""
+    need = parameters(folder, name) * bytes_each
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+    if need > free:
+        raise BadModel(
+            f"{name} needs {need / 1e9:.1f} GB for its weights and {free / 1e9:.1f} GB are free; choose a smaller model",
+            code="out_of_memory",
+            param="model",
+        )
+
+
+def _json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadModel(f"{name}: {path.name} cannot be read: {error}", code="model_rejected", param="model") from None
+    if not isinstance(record, dict):
+        raise BadModel(f"{name}: {path.name} is not a JSON object", code="model_rejected", param="model")
+    return record
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,65 @@
+"""What a run was, on one page: the README.md of a run folder and of its model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import yaml
+
+from tunewright.event import Event, read_events
+
+if TYPE_CHECKING:
+    from tunewright.train.start import Run
+
+
+def write_card(run: Run) -> None:
+    """Write the model card beside the events and into the model's folder."""
+    events = list(read_events(run.config.out / "events.jsonl"))
+    text = _card(run, events)
+    for folder in (run.config.out, run.config.out / "model"):
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _card(run: Run, events: list[Event]) -> str:
+    ledgers = [event for event in events if "kept" in event.data]
+    data = "\n".join(f"- {event.message}" for event in dict((e.message, e) for e in ledgers).values())
+    dropped = sorted({event.message for event in events if event.level == "warn" and "lines" in event.data})
+    losses = {e.step: e for e in events if "full_valid_loss" in e.data}
+    table = "\n".join(
+        f"| {e.data['epoch']} | {e.step} | {e.data['full_valid_loss']:.4f} | {e.data['full_valid_mean_token_accuracy']:.4f} |"
+        for e in losses.values()
+    )
+    config = run.config.model_dump(mode="json", exclude={"out"})
+    return f"""---
+base_model: {run.base}
+library_name: {"peft" if run.config.tuning.kind == "lora" else "transformers"}
+tags: [tunewright, {run.config.tuning.kind}, {run.config.method.kind}]
+---
+
+# A {run.config.tuning.kind} tuning of {run.base}
+
+Trained by Tunewright in {run.progress.step} steps; {run.progress.trained_tokens:,} trained tokens were learnt from, epochs counted.
+
+## Data
+
+{data}
+{chr(10).join(f"- {line}" for line in dropped)}
+
+## Validation
+
+{"| epoch | step | loss (nats per trained token) | token accuracy |" if table else "No validation file was given: nothing here says how well the model does on rows it has not seen."}
+{"|---|---|---|---|" if table else ""}
+{table}
+
+## Settings
+
+```yaml
+{yaml.safe_dump(config, sort_keys=False).strip()}
+```
+
+As resolved on this machine: {", ".join(f"{key} {value}" for key, value in run.plan.to_dict().items())}.
+
+## Use
+
+`tunewright chat MODEL_FOLDER`, `tunewright evaluate --data FILE --model MODEL_FOLDER`, or plain {"peft" if run.config.tuning.kind == "lora" else "transformers"}.
+"""

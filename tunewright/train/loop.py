@@ -1,0 +1,237 @@
+"""The loop: an iterator of events. Nothing is called back; who reads the events decides what to do with them."""
+
+from __future__ import annotations
+
+import math
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from tunewright.config import TrainConfig
+from tunewright.data.sampler import micro_batches, steps, steps_per_epoch
+from tunewright.data.tokens import Row
+from tunewright.errors import RunFailed
+from tunewright.event import Event
+from tunewright.models.forward import collate, score_rows
+from tunewright.models.tuning import trained
+from tunewright.train import checkpoint, schedule
+from tunewright.train.card import write_card
+from tunewright.train.folder import hold, open_run, recorded, write_json
+from tunewright.train.losses import supervised
+from tunewright.train.start import Run, start
+
+BAD_STEPS = 3  # non-finite steps in a row before a run gives up
+AUTOSAVE_SECONDS = 60.0
+
+
+def train(config: TrainConfig) -> Iterator[Event]:
+    """Tune a model and yield what happens: decisions, metrics of each step, checkpoints, the end.
+
+    Goes on by itself where `config.out` holds a begun run with the same settings. Closing the iterator stops the run
+    with a checkpoint; it can be resumed to bit-identical weights. The result lies in `config.out / "model"`.
+    Raises BadConfig, BadData, BadModel, or RunFailed.
+    """
+    with hold(config.out):
+        config = open_run(config)
+        yield from recorded(_events(config), config.out)
+
+
+def _events(config: TrainConfig) -> Iterator[Event]:
+    if (config.out / "exit.json").is_file():
+        yield Event(0, f"This run is finished; its model lies in {config.out / 'model'}")
+        return
+    run = yield from start(config)
+    try:
+        yield from _steps(run)
+    except GeneratorExit:
+        # Closed between two events: the weights are those of the last whole step.
+        if run.progress.step:
+            _save(run)
+        raise
+    yield from _finish(run)
+
+
+def _steps(run: Run) -> Iterator[Event]:
+    """Every step that is still to do, with validation, checkpoints and the end of each epoch."""
+    plan, progress = run.plan, run.progress
+    each = steps_per_epoch(len(run.rows), plan.batch_size)
+    bad, saved_at, every = 0, time.monotonic(), run.config.checkpoints.every_steps
+    if progress.step == (progress.epochs + 1) * each:
+        yield from _end_epoch(run)  # the run was stopped between the epoch's last step and its end
+    for step, epoch, chosen in steps(len(run.rows), plan.batch_size, plan.n_epochs, run.config.seed, progress.step):
+        if progress.stopped_early:
+            return
+        result = take_step(run, step, [run.rows[i] for i in chosen])
+        progress.step = step
+        progress.trained_tokens += result.count
+        bad = 0 if result.applied else bad + 1
+        if not result.applied:
+            yield Event(step, f"Step {step}: the loss or its gradient is not finite; the step was not applied", level="warn")
+        if bad == BAD_STEPS:
+            raise _diverged(run, step)
+        yield _metrics(run, step, epoch, result)
+        if step % each == 0:
+            yield from _end_epoch(run)
+            saved_at = time.monotonic()
+        elif step % every == 0 if every != "auto" else time.monotonic() - saved_at > AUTOSAVE_SECONDS:
+            yield from _checkpoint(run)
+            saved_at = time.monotonic()
+
+
+@dataclass(slots=True)
+class StepResult:
+    """One optimizer step: mean loss in nats per trained token, token accuracy, gradient norm, rate, seconds, tokens."""
+
+    loss: float
+    accuracy: float
+    grad_norm: float
+    learning_rate: float
+    seconds: float
+    tokens: int
+    count: int
+    applied: bool
+
+
+def take_step(run: Run, step: int, rows: list[Row]) -> StepResult:
+    """Add up the gradients of the rows' micro-batches, divide once, clip, and move the weights.
+
+    A loss or gradient that is not finite leaves weights and optimizer as they were.
+    """
+    begun = time.perf_counter()
+    parameters = list(trained(run.model).values())
+    rate = run.plan.learning_rate * schedule.factor(run.config.schedule, step, run.plan.total_steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.model.train()
+    loss, count, correct = 0.0, 0, 0
+    for group in micro_batches([len(row.ids) for row in rows], run.config.micro_batch_tokens):
+        with _precision(run):
+            sums = supervised(run.model, collate([rows[i] for i in group], parameters[0].device))
+        sums.loss.backward()
+        loss, count, correct = loss + float(sums.loss.detach()), count + sums.count, correct + sums.correct
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_div_(gradients, float(count))
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm or math.inf))
+    applied = math.isfinite(loss) and math.isfinite(norm)
+    if applied:
+        run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    tokens = sum(len(row.ids) for row in rows)
+    return StepResult(loss / count, correct / count, norm, rate, time.perf_counter() - begun, tokens, count, applied)
+
+
+def validate(run: Run, rows: list[Row]) -> tuple[float, float]:
+    """Mean loss in nats per trained token, and token accuracy. Draws no random numbers and leaves the mode as it was."""
+    was_training = run.model.training
+    run.model.eval()
+    with _precision(run):
+        # Summed in the rows' own order, so that the figure does not depend on how they were batched.
+        results = dict(score_rows(run.model, rows, run.config.micro_batch_tokens))
+    run.model.train(was_training)
+    loss = math.fsum(float(results[i].nll.double().sum()) for i in range(len(rows)))
+    count = sum(len(scores.nll) for scores in results.values())
+    return loss / count, sum(int(scores.correct.sum()) for scores in results.values()) / count
+
+
+def _precision(run: Run) -> torch.autocast:
+    device = next(run.model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=run.plan.precision == "bf16")
+
+
+def _metrics(run: Run, step: int, epoch: int, result: StepResult) -> Event:
+    data = {
+        "epoch": epoch,
+        "total_steps": run.plan.total_steps,
+        "train_loss": result.loss,
+        "train_mean_token_accuracy": result.accuracy,
+        "learning_rate": result.learning_rate,
+        "grad_norm": result.grad_norm,
+        "tokens_per_second": result.tokens / result.seconds,
+        "trained_tokens": run.progress.trained_tokens,
+    }
+    if run.validation and step % run.plan.evaluate_every == 0:
+        size = min(run.plan.batch_size, len(run.validation))
+        first = (step // run.plan.evaluate_every - 1) * size
+        some = [run.validation[i % len(run.validation)] for i in range(first, first + size)]
+        data["valid_loss"], data["valid_mean_token_accuracy"] = validate(run, some)
+    return Event(step, f"Step {step}/{run.plan.total_steps}: training loss={result.loss:.2f}", data, kind="metrics")
+
+
+def _end_epoch(run: Run) -> Iterator[Event]:
+    """The full validation set, the checkpoint of the epoch, and whether to go on."""
+    progress = run.progress
+    progress.epochs = epoch = progress.epochs + 1
+    if run.validation:
+        loss, accuracy = validate(run, run.validation)
+        text = f"Epoch {epoch}: full validation loss={loss:.3f}, token accuracy={accuracy:.3f}"
+        data = {"epoch": epoch, "total_steps": run.plan.total_steps, "full_valid_loss": loss, "full_valid_mean_token_accuracy": accuracy}
+        if math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss):
+            progress.best_loss, progress.best_step, progress.epochs_without_gain = loss, progress.step, 0
+        else:
+            progress.epochs_without_gain += 1
+        patience = run.config.evaluation.patience
+        progress.stopped_early = 0 < patience <= progress.epochs_without_gain
+        yield Event(progress.step, text, data, kind="metrics")
+    yield from _checkpoint(run)
+    if progress.stopped_early:
+        text = f"Stopped early: {progress.epochs_without_gain} epochs without a better validation loss than {progress.best_loss:.3f}"
+        yield Event(progress.step, text, {"best_step": progress.best_step, "best_loss": progress.best_loss})
+
+
+def _checkpoint(run: Run) -> Iterator[Event]:
+    """Save, or say why not: a full disk costs the newest checkpoint, not the run."""
+    try:
+        place = _save(run)
+    except checkpoint.DiskFull as problem:
+        yield Event(run.progress.step, problem.message, {"code": problem.code}, "warn")
+        return
+    yield Event(run.progress.step, f"Checkpoint created at step {run.progress.step}", {"checkpoint": place.name})
+
+
+def _save(run: Run) -> Path:
+    ends = run.progress.step == run.progress.epochs * steps_per_epoch(len(run.rows), run.plan.batch_size)
+    state = {"progress": asdict(run.progress), "epoch": run.progress.epochs if ends else None}
+    place = checkpoint.save(run.checkpoints, run.progress.step, run.model, run.tokenizer, run.optimizer, state)
+    _prune(run)
+    return place
+
+
+def _prune(run: Run) -> None:
+    """Keep the two newest (should the last one be damaged), the best, and the last few epochs' checkpoints."""
+    saved = checkpoint.saved(run.checkpoints)
+    epochs = [place for place in saved if checkpoint.state_of(place)["epoch"] is not None]
+    kept = {*saved[-2:], *epochs[-run.config.checkpoints.keep :]}
+    for place in saved:
+        if place not in kept and int(place.name[5:]) != run.progress.best_step:
+            shutil.rmtree(place)
+
+
+def _diverged(run: Run, step: int) -> RunFailed:
+    good = checkpoint.saved(run.checkpoints)
+    kept = f"The last good checkpoint is {good[-1]}" if good else "There is no checkpoint before that"
+    return RunFailed(
+        f"The loss was not finite for {BAD_STEPS} steps in a row, up to step {step}. {kept}. Lower the learning rate",
+        code="non_finite_loss",
+        param="optimizer.learning_rate",
+    )
+
+
+def _finish(run: Run) -> Iterator[Event]:
+    """Write the result: the last weights, or the best ones where early stopping was asked for."""
+    progress = run.progress
+    best = run.checkpoints / f"step-{progress.best_step:08d}"
+    if run.config.evaluation.patience and progress.best_step != progress.step and best.is_dir():
+        checkpoint.restore_weights(best, run.model)
+        yield Event(progress.step, f"The result is the best checkpoint, step {progress.best_step}", {"checkpoint": best.name})
+    result = run.config.out / "model"
+    checkpoint.write_folder(result, lambda folder: checkpoint.save_model(run.model, run.tokenizer, folder))
+    write_card(run)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    data = {"model": str(result), "trained_tokens": progress.trained_tokens, "peak_memory_bytes": peak, "best_loss": progress.best_loss}
+    yield Event(progress.step, "The run has finished", data)
+    write_json(run.config.out / "exit.json", {"status": "succeeded", "step": progress.step})
