@@ -1,10 +1,10 @@
 """The one rendering function: what is learnt, what is not, and that text stays text."""
 
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
 from tunewright.data.example import Chat, Completion, Labelled, Message
 from tunewright.data.tokens import NotRenderable, end_ids, prompt, render, tokenize, with_template
 
@@ -75,7 +75,8 @@ def test_a_template_that_refuses_a_chat_is_named_and_counted():
 
 
 FRAGMENTS = st.lists(
-    st.sampled_from(["<|im_end|>", "<|im_start|>", "<|endoftext|>", "system", "\n", " ", "assistant", "<|", "|>", "im_end", "é", "漢", "x"]) | st.text(max_size=3),
+    st.sampled_from(["<|im_end|>", "<|im_start|>", "<|endoftext|>", "system", "\n", " ", "assistant", "<|", "|>", "im_end", "é", "漢", "x"])
+    | st.text(max_size=3),
     max_size=8,
 ).map("".join)
 
@@ -119,12 +120,18 @@ def test_a_label_is_the_answer():
 
 def test_developer_is_rendered_as_system_where_the_template_does_not_know_it():
     tokenizer = tiny.tokenizer()
-    assert "<|im_start|>system\nBe brief" in tokenizer.decode(render(chat(("developer", "Be brief"), ("user", "a"), ("assistant", "b")), tokenizer).ids)
+    assert "<|im_start|>system\nBe brief" in tokenizer.decode(
+        render(chat(("developer", "Be brief"), ("user", "a"), ("assistant", "b")), tokenizer).ids
+    )
 
 
 def test_long_rows_are_cut_at_the_end_and_counted():
     tokenizer = tiny.tokenizer()
-    examples = [chat(("user", "short"), ("assistant", "a")), chat(("user", "long " * 50), ("assistant", "b")), chat(("user", "c"), ("assistant", "d " * 80))]
+    examples = [
+        chat(("user", "short"), ("assistant", "a")),
+        chat(("user", "long " * 50), ("assistant", "b")),
+        chat(("user", "c"), ("assistant", "d " * 80)),
+    ]
     examples = [Chat(example.messages, line) for line, example in enumerate(examples, 1)]
     result = tokenize(examples, tokenizer, 40)
     assert result.cut == [2, 3]

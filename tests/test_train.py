@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import tiny
 from tunewright.config import TrainConfig
 from tunewright.data import formats
 from tunewright.data.sampler import micro_batches, order, steps
@@ -44,7 +44,14 @@ def base(tmp_path_factory) -> str:
 
 
 def config(data: Path, base: str, out: Path, *assignments: str) -> TrainConfig:
-    record = {"data": str(data / "train.jsonl"), "validation": str(data / "valid.jsonl"), "model": base, "out": str(out), "threads": 1, "precision": "fp32"}
+    record = {
+        "data": str(data / "train.jsonl"),
+        "validation": str(data / "valid.jsonl"),
+        "model": base,
+        "out": str(out),
+        "threads": 1,
+        "precision": "fp32",
+    }
     record["hyperparameters"] = {"n_epochs": 2, "batch_size": 4}
     return TrainConfig.parse(record, ["tuning.rank=4", *assignments])
 
@@ -94,7 +101,9 @@ def test_full_tuning_changes_every_weight(data, base, tmp_path):
 
 def test_lora_changes_its_adapters_alone(data, base, tmp_path):
     names = changed(data, base, tmp_path / "run", 'tuning.targets=["q_proj","down_proj"]')
-    wanted = {f"base_model.model.model.layers.{i}.{part}.lora_{ab}.weight" for i in (0, 1) for part in ("self_attn.q_proj", "mlp.down_proj") for ab in "AB"}
+    wanted = {
+        f"base_model.model.model.layers.{i}.{part}.lora_{ab}.weight" for i in (0, 1) for part in ("self_attn.q_proj", "mlp.down_proj") for ab in "AB"
+    }
     assert names == wanted
     run = load(str(tmp_path / "run"))
     below = {name.replace("base_model.model.", "").replace(".base_layer", ""): p for name, p in run.model.named_parameters() if "lora" not in name}
@@ -132,7 +141,9 @@ def test_golden_losses(data, base, tmp_path):
     assert losses == pytest.approx(GOLDEN, abs=2e-4)
 
 
-@pytest.mark.parametrize("assignments", [("tuning.dropout=0.1",), ("tuning=full", "schedule.kind=linear"), ("optimizer.kind=sgd", "evaluation.patience=1")])
+@pytest.mark.parametrize(
+    "assignments", [("tuning.dropout=0.1",), ("tuning=full", "schedule.kind=linear"), ("optimizer.kind=sgd", "evaluation.patience=1")]
+)
 @pytest.mark.parametrize("stops", [(1, 4), (6, 7)])
 def test_interrupted_equals_uninterrupted(data, base, tmp_path, assignments, stops):
     list(train(config(data, base, tmp_path / "whole", *assignments)))
@@ -205,9 +216,9 @@ def test_non_finite_losses_end_the_run_with_the_last_good_checkpoint(data, base,
     wild = ["tuning=full", "optimizer.kind=sgd", "optimizer.learning_rate=10", "hyperparameters.learning_rate_multiplier=100", "max_grad_norm=0"]
     run = tmp_path / "run"
     seen: list[Event] = []
+    events = train(config(data, base, run, *wild, "schedule.kind=constant", "hyperparameters.n_epochs=40"))
     with pytest.raises(RunFailed, match="not finite for 3 steps") as caught:
-        for event in train(config(data, base, run, *wild, "schedule.kind=constant", "hyperparameters.n_epochs=40")):
-            seen.append(event)
+        seen.extend(events)
     assert caught.value.code == "non_finite_loss"
     assert sum("was not applied" in e.message for e in seen) == 3
     for place in checkpoint.saved(run / "checkpoints"):
@@ -277,7 +288,16 @@ def test_data_that_leaves_nothing_to_learn_is_refused(data, base, tmp_path):
 def test_a_finished_run_is_a_folder_that_explains_itself(data, base, tmp_path):
     events = list(train(config(data, base, tmp_path / "run")))
     run = tmp_path / "run"
-    assert {p.name for p in run.iterdir()} >= {"config.json", "plan.json", "events.jsonl", "tensorboard", "checkpoints", "model", "README.md", "exit.json"}
+    assert {p.name for p in run.iterdir()} >= {
+        "config.json",
+        "plan.json",
+        "events.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "model",
+        "README.md",
+        "exit.json",
+    }
     assert [e.message for e in read_events(run / "events.jsonl")] == [e.message for e in events]
     assert "22 of 22 rows" in (run / "README.md").read_text()
     assert not [p for p in run.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]

@@ -30,7 +30,7 @@ class Event:
 
     def to_json(self) -> str:
         """One line of strict JSON: a number that is not finite becomes null, never a made-up value."""
-        record = {"step": self.step, "level": self.level, "type": self.kind, "message": self.message}
+        record: dict[str, Any] = {"step": self.step, "level": self.level, "type": self.kind, "message": self.message}
         record |= {"created_at": round(self.created_at, 3), "data": _finite(self.data)}
         return json.dumps(record, ensure_ascii=False, allow_nan=False)
 

@@ -181,8 +181,7 @@ def _shared(training: Sequence[Example], validation: Sequence[Example]) -> Itera
         line, there = hits[0][:2]
         same = sum(exact for *_, exact in hits)
         message = (
-            f"The input of {_rows(len(hits))} ({same:,} with the same answer) stands in the validation file too: "
-            f"line {line} is its line {there}"
+            f"The input of {_rows(len(hits))} ({same:,} with the same answer) stands in the validation file too: line {line} is its line {there}"
         )
         yield Fault(line, "in_validation_too", message, "Take them out of one of the files", warning=True)
 

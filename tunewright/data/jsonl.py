@@ -34,9 +34,7 @@ class _Parser:
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str, str]] = []
-        self._decoder = json.JSONDecoder(
-            object_pairs_hook=self._object, parse_int=self._int, parse_float=self._float, parse_constant=self._constant
-        )
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=self._int, parse_float=self._float, parse_constant=self._constant)
 
     def parse(self, text: str) -> Any:
         """The value, or None with what is wrong in `found`."""

@@ -214,13 +214,9 @@ def _run_template(chat: Chat, contents: Sequence[str], tokenizer: PreTrainedToke
         {"role": rename.get(m.role, m.role), "content": content, **m.extra} for m, content in zip(chat.messages, contents, strict=True)
     ]
     try:
-        text = tokenizer.apply_chat_template(
-            messages, tools=list(chat.tools) or None, tokenize=False, add_generation_prompt=generation
-        )
+        text = tokenizer.apply_chat_template(messages, tools=list(chat.tools) or None, tokenize=False, add_generation_prompt=generation)
     except (TemplateError, TypeError, KeyError, ValueError) as error:
-        raise NotRenderable(
-            f"line {chat.line}: the model's chat template refuses this chat: {error}", code="template_refused"
-        ) from None
+        raise NotRenderable(f"line {chat.line}: the model's chat template refuses this chat: {error}", code="template_refused") from None
     for message in messages:
         for call in message.get("tool_calls") or ():
             if (name := call.get("function", {}).get("name", "")) not in text:
@@ -254,7 +250,9 @@ def _encode(text: str, spans: list[_Span], tokenizer: PreTrainedTokenizerBase) -
     return ids, trained.tolist()
 
 
-def _ending(after: np.ndarray, ids: list[int], is_special: np.ndarray, text: str, offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+def _ending(
+    after: np.ndarray, ids: list[int], is_special: np.ndarray, text: str, offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase
+) -> np.ndarray:
     """The mask of an answer's end: the first special token after it, with the white space in between."""
     mask = np.zeros(len(ids), bool)
     for i in after.nonzero()[0]:

@@ -101,9 +101,7 @@ def find(name: str) -> Path:
         inner = folder / "model"
         return inner if not (folder / "config.json").is_file() or _is_run(folder) else folder
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
-        raise BadModel(
-            f"There is no model {name!r}: give `nano`, a folder, or a Hub id such as org/name", code="model_not_found", param="model"
-        )
+        raise BadModel(f"There is no model {name!r}: give `nano`, a folder, or a Hub id such as org/name", code="model_not_found", param="model")
     return _fetch(name)
 
 

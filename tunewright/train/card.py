@@ -22,7 +22,7 @@ def write_card(run: Run) -> None:
 
 def _card(run: Run, events: list[Event]) -> str:
     ledgers = [event for event in events if "kept" in event.data]
-    data = "\n".join(f"- {event.message}" for event in dict((e.message, e) for e in ledgers).values())
+    data = "\n".join(f"- {event.message}" for event in {e.message: e for e in ledgers}.values())
     dropped = sorted({event.message for event in events if event.level == "warn" and "lines" in event.data})
     losses = {e.step: e for e in events if "full_valid_loss" in e.data}
     table = "\n".join(

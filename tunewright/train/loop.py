@@ -6,7 +6,7 @@ import math
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ BAD_STEPS = 3  # non-finite steps in a row before a run gives up
 AUTOSAVE_SECONDS = 60.0
 
 
-def train(config: TrainConfig) -> Iterator[Event]:
+def train(config: TrainConfig) -> Generator[Event, None, None]:
     """Tune a model and yield what happens: decisions, metrics of each step, checkpoints, the end.
 
     Goes on by itself where `config.out` holds a begun run with the same settings. Closing the iterator stops the run
@@ -41,7 +41,7 @@ def train(config: TrainConfig) -> Iterator[Event]:
         yield from recorded(_events(config), config.out)
 
 
-def _events(config: TrainConfig) -> Iterator[Event]:
+def _events(config: TrainConfig) -> Generator[Event, None, None]:
     if (config.out / "exit.json").is_file():
         yield Event(0, f"This run is finished; its model lies in {config.out / 'model'}")
         return
@@ -109,9 +109,9 @@ def take_step(run: Run, step: int, rows: list[Row]) -> StepResult:
         group["lr"] = rate
     run.model.train()
     loss, count, correct = 0.0, 0, 0
-    for group in micro_batches([len(row.ids) for row in rows], run.config.micro_batch_tokens):
+    for some in micro_batches([len(row.ids) for row in rows], run.config.micro_batch_tokens):
         with _precision(run):
-            sums = supervised(run.model, collate([rows[i] for i in group], parameters[0].device))
+            sums = supervised(run.model, collate([rows[i] for i in some], parameters[0].device))
         sums.loss.backward()
         loss, count, correct = loss + float(sums.loss.detach()), count + sums.count, correct + sums.correct
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -14,9 +14,7 @@ def optimizer(config: Optimizer, groups: list[dict[str, Any]], learning_rate: fl
     """AdamW (fused) or SGD with momentum over the groups."""
     match config.kind:
         case "adamw":
-            return torch.optim.AdamW(
-                groups, lr=learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True
-            )
+            return torch.optim.AdamW(groups, lr=learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
         case "sgd":
             return torch.optim.SGD(groups, lr=learning_rate, momentum=config.beta1)
         case _:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,11 @@ class Run:
         return self.config.out / "checkpoints"
 
 
-def start(config: TrainConfig) -> Iterator[Event]:
+def start(config: TrainConfig) -> Generator[Event, None, Run]:
     """Say what is found and decided, and return the Run. Raises BadData, BadModel, BadConfig or RunFailed."""
+    again = (config.out / "plan.json").is_file()
     examples = formats.load(config.data)
     held_out = formats.load(config.validation, minimum=1) if config.validation else []
-    # A full model's base is only read for its shape and tokenizer once a checkpoint holds the weights.
     loaded = load(config.model)
     limit = min(loaded.context, 4096) if config.max_tokens == "auto" else min(config.max_tokens, loaded.context)
     training = tokenize(examples, loaded.tokenizer, limit)
@@ -76,7 +76,8 @@ def start(config: TrainConfig) -> Iterator[Event]:
     # Measuring the plan may have drawn dropout masks; the run begins from the seed all the same.
     torch.manual_seed(config.seed)
     run = Run(config, resolved, model, loaded.tokenizer, loaded.base, training.rows, validation.rows, optimizer)
-    yield from _go_on(run)
+    if again:
+        yield from _go_on(run)
     return run
 
 
@@ -151,5 +152,4 @@ def _go_on(run: Run) -> Iterator[Event]:
             return
         place.rename(place.with_name(f"damaged-{place.name}"))
         yield Event(0, f"Checkpoint {place.name} is damaged and was set aside: {wrong}", {"checkpoint": place.name}, "warn")
-    if (run.config.out / "events.jsonl").stat().st_size:
-        yield Event(0, "No sound checkpoint was found: training begins with the first step")
+    yield Event(0, "No sound checkpoint was found: training begins with the first step")

@@ -1,0 +1,124 @@
+"""The commands: each a short function over the library. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Fine-tune a language model on your own machine: check a file, train, evaluate, chat.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs, one object a line.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="A setting, e.g. `tuning.rank=8`. May be repeated.")]
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Where the run goes; an earlier demo there is replaced.")] = Path("runs/demo")) -> None:
+    """Tune the built-in model on the sample data and show what it learnt; about a minute."""
+    from tunewright.cli.demo import demo
+
+    demo(out)
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(help="Training file: JSONL, or CSV with text and label.")],
+    validation: Annotated[Path | None, typer.Option(help="Validation file, checked beside it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look a data file over: every problem with its line and how to mend it. Exit code 3 if any is an error."""
+    from tunewright.data.check import check, render
+
+    report = check(data, validation)
+    print(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else render(report))
+    raise typer.Exit(0 if report.ok else 3)
+
+
+@app.command()
+def train(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="A config; flags and --set go over it.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Training file.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Validation file.")] = None,
+    model: Annotated[str | None, typer.Option(help="nano, a folder, or a Hub id.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
+    settings: Set = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tune a model. The result lies in OUT/model; a stopped run goes on with --resume OUT."""
+    from tunewright.cli.run import run_to_end
+    from tunewright.config import TrainConfig, read_yaml
+    from tunewright.errors import BadConfig
+
+    flags = {"data": data, "validation": validation, "model": model, "out": out}
+    given = {name: str(value) for name, value in flags.items() if value is not None}
+    if resume:
+        if run or given or settings:
+            raise BadConfig("--resume takes its settings from the run folder; give it alone", code="resume_alone", param="--resume")
+        from tunewright.train.folder import read_config
+
+        config = read_config(resume)
+    elif run or data:
+        config = TrainConfig.parse({**(read_yaml(run) if run else {}), **given}, settings)
+    else:
+        raise BadConfig("Give a training file (--data FILE) or a config (RUN.yaml)", code="no_data", param="--data")
+    raise typer.Exit(run_to_end(config, as_json))
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Rows to measure on; best ones that no training has seen.")],
+    model: Annotated[str, typer.Option(help="A run folder, a model folder, nano, or a Hub id.")] = "nano",
+    before: Annotated[str | None, typer.Option(help="The model to compare with. Default: the base of an adapter. `none`: no comparison.")] = None,
+    generate: Annotated[bool, typer.Option(help="Also write answers and compare them with the expected ones.")] = True,
+    answers: Annotated[Path | None, typer.Option(help="Write every row's answers to this JSONL file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model, and the difference from its base, on the same rows with greedy answers."""
+    from tunewright.cli.evaluate import evaluate
+
+    evaluate(data, model, before, generate, answers, as_json)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A run folder, a model folder, nano, or a Hub id.")] = "nano",
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Say this, print the answer, leave.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="A system prompt. Default: the one of the run's training data, where all rows share one.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0: always the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1.0, help="Draw from the likeliest tokens that hold this share.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, max=100_000, help="Longest answer.")] = 512,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="For the same draws again.")] = None,
+) -> None:
+    """Talk to a model. An empty line or Ctrl-D leaves."""
+    from tunewright.cli.chat import chat
+
+    chat(model, message, system, max_tokens, temperature, top_p, seed)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Look at this machine: libraries, memory, GPU, and what will fit."""
+    from tunewright.cli.doctor import examine, render
+
+    findings = examine()
+    print(json.dumps(findings) if as_json else render(findings))
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        from tunewright import __version__
+
+        print(f"tunewright {__version__}")
+        raise typer.Exit

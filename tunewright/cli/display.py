@@ -1,0 +1,17 @@
+"""How numbers look wherever the command line shows them."""
+
+from __future__ import annotations
+
+import math
+
+SHARES = ("exact_match", "accuracy", "macro_f1", "token_accuracy", "json_valid")
+
+
+def number(metric: str, value: float, sign: bool = False) -> str:
+    """A metric's value: shares in percent, losses with three digits, perplexities with two."""
+    if not math.isfinite(value):
+        return "-"
+    if metric in SHARES or metric.startswith("field_"):
+        return f"{value * 100:+.1f}" if sign else f"{value * 100:.1f} %"
+    digits = 3 if metric == "loss" else 2
+    return f"{value:+,.{digits}f}" if sign else f"{value:,.{digits}f}"

@@ -1,0 +1,124 @@
+"""`tunewright evaluate`: a model on held-out rows, beside the one it came from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from tunewright.cli.display import number
+from tunewright.errors import BadConfig
+
+if TYPE_CHECKING:
+    from tunewright.data.example import Example
+    from tunewright.evaluate.metrics import Measurement
+    from tunewright.evaluate.verdict import Difference, Estimate
+
+
+def evaluate(data: Path, model: str, before: str | None, generate: bool, answers: Path | None, as_json: bool) -> None:
+    """Measure, compare, print. Raises BadData, BadModel, BadConfig."""
+    from tunewright.data import formats
+    from tunewright.evaluate.verdict import difference
+
+    console = Console(stderr=as_json)
+    examples = formats.load(data, minimum=1)
+    earlier = base_of(model) if before is None else None if before == "none" else before
+    with console.status(f"measuring {model} on {len(examples):,} rows"):
+        after = measured(model, examples, generate)
+    first = None
+    if earlier:
+        with console.status(f"measuring {earlier} on the same rows"):
+            first = measured(earlier, examples, generate)
+    if answers:
+        write_answers(answers, first, after)
+    if as_json:
+        print(json.dumps(_record(data, model, earlier, first, after), allow_nan=False))
+        return
+    console.print(compared(difference(first, after)) if first else alone(after.summary()))
+    for line in notes(len(examples), after):
+        console.print(line, style="yellow", highlight=False, markup=False)
+
+
+def base_of(model: str) -> str | None:
+    """The base of an adapter or of a run's full weights, or None where a model stands for itself."""
+    from tunewright.models.load import find
+
+    folder = find(model)
+    for place, key in ((folder / "adapter_config.json", "base_model_name_or_path"), (folder.parent / "config.json", "model")):
+        if place.is_file() and (folder.name == "model" or place.name.startswith("adapter")):
+            base = json.loads(place.read_text()).get(key)
+            return base if isinstance(base, str) else None
+    return None
+
+
+def measured(model: str, examples: list[Example], generate: bool) -> Measurement:
+    """Load a model and measure it on rows."""
+    from tunewright.evaluate.metrics import measure
+    from tunewright.models.load import load
+
+    loaded = load(model)
+    return measure(loaded.model, loaded.tokenizer, examples, min(loaded.context, 4096), generate=generate)
+
+
+def compared(differences: dict[str, Difference]) -> Table:
+    """Before, after, difference with its paired 95 % interval, and what it says."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for heading in ("", "before", "after", "difference [95 % interval]", ""):
+        table.add_column(heading, no_wrap=True, justify="left" if heading in ("", "difference [95 % interval]") else "right")
+    style = {"better": "green", "worse": "red"}
+    for name, row in differences.items():
+        interval = f"{number(name, row.difference, sign=True)} [{number(name, row.low, sign=True)}, {number(name, row.high, sign=True)}]"
+        cells = [name.replace("_", " "), number(name, row.before.value), number(name, row.after.value), interval.replace("[", "\\[")]
+        verdict = row.verdict if row.verdict in style else "not measurable"
+        table.add_row(*cells, f"[{style.get(row.verdict, 'dim')}]{verdict}[/]")
+    if differences:
+        table.caption = f"{max(row.n for row in differences.values()):,} rows, the same for both; the difference with its paired 95 % interval"
+    return table
+
+
+def alone(summary: dict[str, Estimate]) -> Table:
+    """Each metric with its 95 % interval."""
+    table = Table("", "value", "95 % interval", "rows", box=SIMPLE_HEAD)
+    for name, row in summary.items():
+        table.add_row(name.replace("_", " "), number(name, row.value), f"{number(name, row.low)} to {number(name, row.high)}", f"{row.n:,}")
+    return table
+
+
+def notes(n_rows: int, after: Measurement) -> list[str]:
+    """What was not measured: rows in = rows measured + rows left out by named reasons."""
+    lines = [f"{len(lost):,} of {n_rows:,} rows left out: {reason} (first at line {lost[0]})" for reason, lost in after.dropped.items()]
+    lines += [f"{len(lost):,} rows were not asked for an answer: {reason}" for reason, lost in after.not_asked.items()]
+    if after.cut:
+        lines.append(f"{len(after.cut):,} rows were cut to the model's context (first at line {after.cut[0]})")
+    if unfinished := sum(not finished for finished, answer in zip(after.finished, after.answers, strict=True) if answer is not None):
+        lines.append(f"{unfinished:,} answers ran into the limit of {after.max_new_tokens:,} tokens")
+    return lines
+
+
+def write_answers(path: Path, before: Measurement | None, after: Measurement) -> None:
+    """One JSON line a row: its line in the file, what was expected, what each model said. Raises BadConfig."""
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            for i, line in enumerate(after.lines):
+                record = {"line": line, "expected": after.expected[i], "answer": after.answers[i]}
+                if before:
+                    record["before"] = before.answers[i]
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise BadConfig(f"{path} cannot be written: {error.strerror}", code="unwritable", param="--answers") from None
+
+
+def _record(data: Path, model: str, earlier: str | None, first: Measurement | None, after: Measurement) -> dict[str, object]:
+    from dataclasses import asdict
+
+    from tunewright.evaluate.verdict import difference
+
+    record: dict[str, object] = {"data": str(data), "model": model, "rows": len(after.lines), "dropped": after.dropped, "cut": after.cut}
+    record["metrics"] = {name: asdict(value) for name, value in after.summary().items()}
+    if first:
+        record |= {"before": earlier, "difference": {name: asdict(value) for name, value in difference(first, after).items()}}
+    return record
