@@ -137,7 +137,7 @@ def install_torch() -> None:
         return
     if sys.platform == "linux":
         reason = "an NVIDIA GPU is here" if gpu else "pip's configuration offers no CPU build"
-        say(f"{reason}: fetching the plain torch {TORCH}, with its CUDA packages about 2.5 GB, 6 GB unpacked")
+        say(f"{reason}: fetching the plain torch {TORCH}, with its CUDA packages about 2.7 GB and 5 GB unpacked")
     else:
         say(f"fetching torch {TORCH}, about 0.1 GB")
     pip("install", f"torch=={TORCH}", show=True)

@@ -1,6 +1,7 @@
 """Answers: the same one by one and together, greedy whatever the model's folder says, whole characters in a stream."""
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def chain(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> LlamaForCausa
     follows = [tokenizer.eos_token_id] * size
     for text in texts:
         ids = [tokenizer.convert_tokens_to_ids(BYTES[byte]) for byte in text.encode()]
-        for here, after in zip(ids, ids[1:], strict=False):
+        for here, after in pairwise(ids):
             follows[here] = after
     config = LlamaConfig(vocab_size=size, hidden_size=size, num_hidden_layers=1, intermediate_size=8, num_attention_heads=1)
     model = LlamaForCausalLM(config).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 
@@ -12,24 +13,19 @@ def main() -> None:
     from tunewright.cli.commands import app
     from tunewright.errors import Problem
 
-    # Other people's deprecations are not the user's to mend, and would tear the live display.
+    # Other people's deprecations and load reports are not the user's to mend, and would tear the live display.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", module=r"(transformers|peft|torch|tensorboard|huggingface_hub)(\.|$)")
     try:
         app(prog_name="tunewright")
     except Problem as problem:
         print_problem(problem)
         sys.exit(problem.exit_code)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output has left (`| head`): nothing more can be said, and nothing is wrong.
-        sys.stderr.close()
-        sys.exit(141)
 
 
 def print_problem(problem: BaseException) -> None:
     """One sentence, or one JSON object where the command was asked for JSON."""
+    from tunewright.cli.display import printable
     from tunewright.errors import BadData, Problem
 
     assert isinstance(problem, Problem)
@@ -37,6 +33,6 @@ def print_problem(problem: BaseException) -> None:
         record = {"message": problem.message, "code": problem.code, "param": problem.param}
         print(json.dumps({"error": record}), flush=True)
         return
-    print(f"tunewright: {problem.message}", file=sys.stderr)
+    print(f"tunewright: {printable(problem.message)}", file=sys.stderr)
     if isinstance(problem, BadData) and len(problem.faults) > 1:
-        print(f"\nAll of it: tunewright check {problem.param}", file=sys.stderr)
+        print(f"\nAll of it: tunewright check {printable(problem.param or '')}", file=sys.stderr)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tunewright.cli.display import printable
 from tunewright.data.example import Chat, Message
 
 
@@ -25,12 +26,12 @@ def chat(name: str, message: str | None, system: str | None, max_tokens: int, te
     system = system if system is not None else _system_of(name)
     turns = [Message("system", system)] if system else []
     if message is None:
-        console.print(f"{name}{f', told: {system}' if system else ''}. An empty line leaves.", style="dim", highlight=False, markup=False)
+        console.print(f"{name}{f', told: {printable(system)}' if system else ''}. An empty line leaves.", style="dim", highlight=False, markup=False)
     while text := message if message is not None else _ask(console):
         turns.append(Message("user", text))
         answer = ""
         for piece in stream(loaded.model, loaded.tokenizer, prompt(Chat(tuple(turns)), loaded.tokenizer), max_tokens, temperature, top_p, seed):
-            print(_printable(piece), end="", flush=True)
+            print(printable(piece), end="", flush=True)
             answer += piece
         print()
         if message is not None:
@@ -43,11 +44,6 @@ def _ask(console: Console) -> str:
         return console.input("[bold]> [/]").strip()
     except EOFError:
         return ""
-
-
-def _printable(text: str) -> str:
-    """Without the control characters by which a text could command the terminal."""
-    return "".join(c for c in text if c in "\n\t" or c.isprintable())
 
 
 def _system_of(name: str) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tunewright.cli.display import printable
 from tunewright.cli.evaluate import compared, measured
 from tunewright.cli.run import run_to_end
 from tunewright.config import TrainConfig
@@ -66,16 +67,19 @@ def demo(out: Path, model: str = "nano") -> None:
 
 
 def _short(answer: str | None, limit: int = 90) -> str:
-    text = " ".join((answer or "").split())
+    text = " ".join(printable(answer or "").split())
     return (text if len(text) <= limit else text[: limit - 1] + "…").replace("[", "\\[")
 
 
 def _make_room(out: Path, config: TrainConfig) -> None:
     """Remove an earlier demo. Raises BadConfig where anything else lies there."""
+    if out.exists() and not out.is_dir():
+        raise BadConfig(f"{out} is a file; choose another place with --out", code="folder_unwritable", param="--out")
     if not out.exists() or not any(out.iterdir()):
         return
     from tunewright.train.folder import read_config
 
-    if read_config(out).data != config.data:
+    # The whole recipe, not the data alone: a run of one's own on the sample is not ours to remove.
+    if read_config(out).model_copy(update={"out": config.out, "model": config.model}) != config:
         raise BadConfig(f"{out} holds another run than a demo; choose another place with --out", code="folder_holds_another_run", param="--out")
     shutil.rmtree(out)

@@ -1,10 +1,12 @@
-"""How numbers look wherever the command line shows them."""
+"""How numbers and other people's texts look wherever the command line shows them."""
 
 from __future__ import annotations
 
 import math
+import unicodedata
 
 SHARES = ("exact_match", "accuracy", "macro_f1", "token_accuracy", "json_valid")
+KEPT = "\n\t\u200c\u200d"  # the last two join letters and emoji
 
 
 def number(metric: str, value: float, sign: bool = False) -> str:
@@ -15,3 +17,8 @@ def number(metric: str, value: float, sign: bool = False) -> str:
         return f"{value * 100:+.1f}" if sign else f"{value * 100:.1f} %"
     digits = 3 if metric == "loss" else 2
     return f"{value:+,.{digits}f}" if sign else f"{value:,.{digits}f}"
+
+
+def printable(text: str) -> str:
+    """Without the control and direction characters by which a text could command or deceive the terminal."""
+    return "".join(c for c in text if c in KEPT or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))

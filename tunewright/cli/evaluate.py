@@ -50,7 +50,11 @@ def base_of(model: str) -> str | None:
     folder = find(model)
     for place, key in ((folder / "adapter_config.json", "base_model_name_or_path"), (folder.parent / "config.json", "model")):
         if place.is_file() and (folder.name == "model" or place.name.startswith("adapter")):
-            base = json.loads(place.read_text()).get(key)
+            try:
+                record = json.loads(place.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError):
+                return None  # loading the model says what is wrong with it
+            base = record.get(key) if isinstance(record, dict) else None
             return base if isinstance(base, str) else None
     return None
 

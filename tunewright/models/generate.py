@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from tunewright.data.sampler import micro_batches
 from tunewright.data.tokens import end_ids
 from tunewright.errors import Problem
+from tunewright.models.load import context
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -84,16 +85,14 @@ def stream(
 def _room(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], wanted: int) -> int:
     """How many tokens can follow a prompt. Raises Problem when none."""
     assert wanted > 0 and len(ids) > 0, "a prompt has at least one token, and so has an answer"
-    # GPT-2 says n_positions; models without a fixed length say nothing, and their tokenizers a number beyond all text.
-    length = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
-    context = min(int(length or 1_000_000), int(tokenizer.model_max_length))
-    if len(ids) >= context:
+    most = context(model, tokenizer)
+    if len(ids) >= most:
         raise Problem(
-            f"The prompt has {len(ids)} tokens and the model reads at most {context}, answer included; shorten the prompt",
+            f"The prompt has {len(ids)} tokens and the model reads at most {most}, answer included; shorten the prompt",
             code="context_length_exceeded",
             param="messages",
         )
-    return min(wanted, context - len(ids))
+    return min(wanted, most - len(ids))
 
 
 @contextmanager

@@ -7,18 +7,23 @@ refused. What a model needs is compared with the memory at hand before a weight 
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from tunewright.data.tokens import with_template
 from tunewright.errors import BadModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # Bars for reading a few files would tear the run's own display.
 disable_progress_bar()
@@ -38,8 +43,14 @@ class Loaded:
     @property
     def context(self) -> int:
         """The most tokens the model can read at once."""
-        length = getattr(self.model.config, "max_position_embeddings", None) or getattr(self.model.config, "n_positions", None)
-        return min(int(length or 1_000_000), int(self.tokenizer.model_max_length))
+        return context(self.model, self.tokenizer)
+
+
+def context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens a model can read at once, its answer included."""
+    # GPT-2 says n_positions; models without a fixed length say nothing, and their tokenizers a number beyond all text.
+    length = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    return min(int(length or 1_000_000), int(tokenizer.model_max_length))
 
 
 def load(name: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | None = None) -> Loaded:
@@ -54,19 +65,39 @@ def load(name: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | None 
     check_folder(folder, name)
     fits(folder, name, 4 if dtype == "fp32" else 2)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32 if dtype == "fp32" else torch.bfloat16,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BadModel(f"{name}: transformers cannot load this model: {reason}", code="model_rejected", param="model") from None
+    except Exception as error:  # a damaged file brings out errors of every kind in transformers and safetensors
+        raise _rejected(name, "transformers cannot load this model", error) from None
+    # transformers would go on with random numbers in their place.
+    if random := sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"]):
+        text = f"{name}: {len(random)} weights that config.json asks for are not in the files, or of another shape, the first {random[0]}"
+        raise BadModel(text, code="model_rejected", param="model")
+    tokenizer = _tokenizer(folder, name)
     model.to(device)
-    return Loaded(model.eval(), with_template(tokenizer), name, folder)
+    return Loaded(model.eval(), tokenizer, name, folder)
+
+
+def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = with_template(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+        tokenizer.model_max_length = int(tokenizer.model_max_length)
+        return tokenizer
+    except Exception as error:  # a damaged file brings out errors of every kind here too
+        raise _rejected(name, "transformers cannot load its tokenizer", error) from None
+
+
+def _rejected(name: str, what: str, error: Exception, code: str = "model_rejected") -> BadModel:
+    """A library's error as a sentence; the kind of error too, for some say only `'rope_type'` or `-1`."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return BadModel(f"{name}: {what}: {reason[:300]}", code=code, param="model")
 
 
 def _load_adapter(name: str, folder: Path, dtype: Literal["fp32", "bf16"], device: str) -> Loaded:
@@ -77,16 +108,30 @@ def _load_adapter(name: str, folder: Path, dtype: Literal["fp32", "bf16"], devic
         raise BadModel(f"{name}: adapter_config.json does not name its base", code="adapter_without_base", param="model")
     if not (folder / "adapter_model.safetensors").is_file():
         raise BadModel(f"{name}: the adapter has no adapter_model.safetensors", code="not_safetensors", param="model")
+    if (find(base) / "adapter_config.json").is_file():
+        raise BadModel(f"{name}: its base {base} is itself an adapter; merge that one first", code="adapter_without_base", param="model")
     loaded = load(base, dtype, device)
     try:
         model = PeftModel.from_pretrained(loaded.model, str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BadModel(f"{name}: the adapter does not fit its base {base}: {reason}", code="adapter_mismatch", param="model") from None
-    tokenizer = loaded.tokenizer
-    if (folder / "tokenizer_config.json").is_file():
-        tokenizer = with_template(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+        unfit = _unfit(model, folder)
+    except Exception as error:  # as above, with peft's own beside them
+        raise _rejected(name, f"the adapter does not fit its base {base}", error, code="adapter_mismatch") from None
+    if unfit:
+        raise BadModel(f"{name}: the adapter does not fit its base {base}: {unfit}", code="adapter_mismatch", param="model")
+    tokenizer = _tokenizer(folder, name) if (folder / "tokenizer_config.json").is_file() else loaded.tokenizer
     return Loaded(model.eval(), tokenizer, name, folder)
+
+
+def _unfit(model: PeftModel, folder: Path) -> str | None:
+    """Which weights the adapter lacks, or has no place for: of the first peft only warns, the second it ignores."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    if missing := sorted(get_peft_model_state_dict(model, save_embedding_layers=False).keys() - tensors.keys()):
+        return f"{len(missing)} of its weights are missing, the first {missing[0]}"
+    if spare := set_peft_model_state_dict(model, tensors).unexpected_keys:
+        return f"{len(spare)} of its weights have no place there, the first {spare[0]}"
+    return None
 
 
 def find(name: str) -> Path:
@@ -96,17 +141,19 @@ def find(name: str) -> Path:
     """
     if name == "nano":
         return NANO
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        inner = folder / "model"
-        return inner if not (folder / "config.json").is_file() or _is_run(folder) else folder
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):  # unlike Path's own, these two take any text for a name: `~nobody`, or one longer than a path can be
+        return _of_run(folder) if (folder / "events.jsonl").is_file() else folder
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
         raise BadModel(f"There is no model {name!r}: give `nano`, a folder, or a Hub id such as org/name", code="model_not_found", param="model")
     return _fetch(name)
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "model").is_dir() and (folder / "events.jsonl").is_file()
+def _of_run(run: Path) -> Path:
+    if not (run / "model").is_dir():
+        text = f"The run in {run} has no model yet; finish it: tunewright train --resume {run}"
+        raise BadModel(text, code="model_not_found", param="model")
+    return run / "model"
 
 
 def _fetch(name: str) -> Path:
@@ -136,9 +183,11 @@ def check_folder(folder: Path, name: str) -> dict[str, Any]:
     config = _json(folder / "config.json", name)
     if suspicious := [key for key in config if key.startswith("_attn_implementation")]:
         raise BadModel(f"{name}: config.json sets {suspicious[0]}, which can run code; remove the key", code="model_rejected", param="model")
-    if "model_type" not in config or ("auto_map" in config and not _is_native(config["model_type"])):
+    if "auto_map" in config and not _is_native(config.get("model_type")):
         raise BadModel(f"{name}: this model needs code of its own, which is never run", code="remote_code", param="model")
-    if not list(folder.glob("*.safetensors")):
+    if "model_type" not in config:
+        raise BadModel(f"{name}: config.json does not say which architecture this is (model_type)", code="model_rejected", param="model")
+    if not _weight_files(folder):
         others = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
         found = f" ({others[0]} can run code when opened; convert it)" if others else ""
         raise BadModel(f"{name}: no safetensors weights in {folder}{found}", code="not_safetensors", param="model")
@@ -148,13 +197,17 @@ def check_folder(folder: Path, name: str) -> dict[str, Any]:
 def _is_native(model_type: Any) -> bool:
     from transformers import CONFIG_MAPPING
 
-    return model_type in CONFIG_MAPPING
+    return isinstance(model_type, str) and model_type in CONFIG_MAPPING
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
 
 def parameters(folder: Path, name: str) -> int:
     """How many weights the safetensors files of a folder hold, read from their headers. Raises BadModel."""
     total = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in _weight_files(folder):
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             if not 0 < size <= min(100_000_000, path.stat().st_size):
@@ -162,7 +215,7 @@ def parameters(folder: Path, name: str) -> int:
             try:
                 header = json.loads(file.read(size))
                 total += sum(_product(item["shape"]) for key, item in header.items() if key != "__metadata__")
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise BadModel(f"{name}: {path.name} is damaged: its header cannot be read", code="model_rejected", param="model") from None
     return total
 
@@ -182,7 +235,7 @@ def fits(folder: Path, name: str, bytes_each: int) -> None:
 def _json(path: Path, name: str) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadModel(f"{name}: {path.name} cannot be read: {error}", code="model_rejected", param="model") from None
     if not isinstance(record, dict):
         raise BadModel(f"{name}: {path.name} is not a JSON object", code="model_rejected", param="model")
