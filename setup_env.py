@@ -29,7 +29,7 @@ UV = "uv==0.13.8"
 PIP = "pip==26.3"
 
 # Imported once at the end: it shows that the installed files work, and it leaves their bytecode behind, so that first use is not slow.
-WARM_UP = "import torch, transformers, peft, sklearn.metrics, tensorboard, typer; from transformers import AutoTokenizer, LlamaForCausalLM"
+WARM_UP = "import torch, transformers, peft, torch.utils.tensorboard, typer; from transformers import AutoTokenizer, LlamaForCausalLM"
 
 NO_PIP = f"""{sys.executable} cannot make an environment with pip in it: neither the module ensurepip nor any pip is here.
 Install one of them and run make again; on Debian and Ubuntu that is  apt-get install python3-venv

@@ -22,10 +22,29 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+Patterns = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=100)]
+
+
 class Full(_Strict):
     """Every weight trains."""
 
     kind: Literal["full"] = "full"
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Layer-wise rates (Howard & Ruder 2018): each layer below the head learns at this share of the rate of the one above it."""
+    freeze: Patterns = ()
+    """Weights that stay as they are, by name pattern: "*.bias", "*embed*", "model.layers.0.*"."""
+
+
+class TopLayers(_Strict):
+    """The top layers train, with the norm after them and the head; what is below stays as it is."""
+
+    kind: Literal["top_layers"] = "top_layers"
+    layers: int = Field(2, ge=0, le=1000)
+    """How many layers. 0: the head alone ("last layer")."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """As in full tuning."""
+    freeze: Patterns = ()
+    """As in full tuning."""
 
 
 class Lora(_Strict):
@@ -40,25 +59,42 @@ class Lora(_Strict):
     """The modules that get an adapter: names, or "all-linear" for every linear layer but the head."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the adapter. Above 0 the run is slower and a little less exact."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases of the base train too."""
+    dora: bool = False
+    """Weight-decomposed adapters: direction and size apart (Liu et al. 2024)."""
+    rslora: bool = False
+    """Rank-stabilised scale, alpha / sqrt(rank) (Kalajdzievski 2023)."""
 
 
-Tuning = Annotated[Full | Lora, Field(discriminator="kind")]
+Tuning = Annotated[Full | TopLayers | Lora, Field(discriminator="kind")]
 
 
 class Supervised(_Strict):
     """Learn to write the assistant's turns, or the completion."""
 
     kind: Literal["supervised"] = "supervised"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each target that is spread over the whole vocabulary. Above 0 the training loss is no longer comparable with validation's."""
 
 
-Method = Annotated[Supervised, Field(discriminator="kind")]
+class Dpo(_Strict):
+    """Direct preference optimisation (Rafailov et al. 2023): make the preferred answer of each pair more likely than the other."""
+
+    kind: Literal["dpo"] = "dpo"
+    beta: Literal["auto"] | Annotated[float, Field(gt=0, le=100)] = "auto"
+    """How closely the model is held to what it was. "auto": 0.1."""
+
+
+Method = Annotated[Supervised | Dpo, Field(discriminator="kind")]
 
 
 class Optimizer(_Strict):
     """How the gradient becomes a step."""
 
-    kind: Literal["adamw", "sgd"] = "adamw"
-    """AdamW (Loshchilov & Hutter 2019), or stochastic gradient descent."""
+    kind: Literal["adamw", "adamw8bit", "adafactor", "sgd"] = "adamw"
+    """AdamW (Loshchilov & Hutter 2019); the same with moments of 8 bits, through bitsandbytes (Dettmers et al. 2021); Adafactor, whose second
+    moment takes next to no memory (Shazeer & Stern 2018); or stochastic gradient descent with momentum."""
     learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, le=10)] = "auto"
     """Peak rate before the multiplier. "auto": 1e-3 for LoRA and 2e-4 for full tuning up to 100M parameters, a fifth of that above; ten times that for SGD."""
     weight_decay: float = Field(0.0, ge=0, le=10)
@@ -133,6 +169,9 @@ class TrainConfig(_Strict):
     checkpoints: Checkpoints = Checkpoints()
     max_grad_norm: float = Field(1.0, ge=0, le=1e6)
     """Gradients are scaled down to this global norm. 0: never."""
+    shuffle: Literal["rows", "by_prefix", "none"] = "rows"
+    """Order of the rows. "rows": any; "by_prefix": rows that begin alike share a step, which is faster where much is shared, and the steps are
+    shuffled; "none": the file's own order."""
     max_tokens: Literal["auto"] | Annotated[int, Field(ge=2, le=1_000_000)] = "auto"
     """Longer rows are cut at the end, counted and said. "auto": the model's context, 4,096 at most."""
     micro_batch_tokens: int = Field(8192, ge=16, le=10_000_000)
@@ -226,4 +265,4 @@ def _is_type(part: int | str) -> bool:
     return isinstance(part, str) and (part in _KINDS or "[" in part)
 
 
-_KINDS = {"full", "lora", "supervised", "float", "int", "str", "constrained-int", "constrained-float"}
+_KINDS = {"full", "top_layers", "lora", "supervised", "dpo", "float", "int", "str", "constrained-int", "constrained-float"}

@@ -143,10 +143,7 @@ def make() -> dict[str, str]:
     files = {}
     for split, rows in ROWS.items():
         writer = Writer(split, seen)
-        columns = [
-            balanced(writer.rng, list(PHRASES[key]), rows)
-            for key in ("intents", "products", "urgency")
-        ]
+        columns = [balanced(writer.rng, list(PHRASES[key]), rows) for key in ("intents", "products", "urgency")]
         lines = []
         for intent, product, urgency in zip(*columns, strict=True):
             answer = {"intent": intent, "product": product, "urgency": urgency}

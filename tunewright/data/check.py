@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunewright.data.example import Chat, Completion, Example, Labelled, Message
+from tunewright.data.example import Chat, Completion, Example, Labelled, Message, Pair
 from tunewright.data.findings import quoted
 from tunewright.data.formats import MIN_EXAMPLES, Format, Reading, read
 from tunewright.errors import Fault
@@ -87,15 +87,16 @@ def _report(reading: Reading, more: Iterable[Fault]) -> Report:
     labels: Counter[str] = Counter()
     characters = 0
     for example in reading.examples:
-        match example:
-            case Chat():
-                turns.update(message.role for message in example.messages)
-                characters += sum(_trained_length(message) for message in example.messages if message.trained)
-            case Completion():
-                characters += len(example.completion)
-            case Labelled():
-                labels[example.label] += 1
-                characters += len(example.label)
+        for one in (example.chosen, example.rejected) if isinstance(example, Pair) else (example,):
+            match one:
+                case Chat():
+                    turns.update(message.role for message in one.messages)
+                    characters += sum(_trained_length(message) for message in one.messages if message.trained)
+                case Completion():
+                    characters += len(one.completion)
+                case Labelled():
+                    labels[one.label] += 1
+                    characters += len(one.label)
     return Report(
         path=reading.path,
         format=reading.format,
@@ -129,6 +130,9 @@ def _input_and_answer(example: Example) -> tuple[Hashable, Hashable]:
             # Tools alone ask nothing, so without messages before the answer there is no input.
             given = (turns[:-1], _canonical(list(example.tools))) if turns[:-1] else ()
             return given, turns[-1]
+        case Pair():
+            # Several pairs for one prompt are no conflict, so only the whole is compared.
+            return (), (_input_and_answer(example.chosen), _input_and_answer(example.rejected))
 
 
 def _turn(message: Message) -> Hashable:

@@ -46,4 +46,13 @@ class Labelled:
     line: int = 0
 
 
-Example = Chat | Completion | Labelled
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A preferred and a non-preferred answer to one prompt. Only the answers are learnt from, not what the assistant said before."""
+
+    chosen: Chat | Completion
+    rejected: Chat | Completion
+    line: int = 0
+
+
+Example = Chat | Completion | Labelled | Pair

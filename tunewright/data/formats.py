@@ -15,21 +15,26 @@ from tunewright.data.example import Completion, Example, Labelled
 from tunewright.data.findings import Findings, Notes, quoted
 from tunewright.data.jsonl import Record, json_records
 from tunewright.data.lines import lines, not_readable, open_data
+from tunewright.data.pairs import pair
 from tunewright.data.table import DELIMITERS, csv_records
 from tunewright.errors import BadData, Fault
 
-Format = Literal["chat", "completion", "labelled"]
+Format = Literal["chat", "completion", "labelled", "pair"]
 """What a record is. The container, JSON lines or CSV, follows from the file's first bytes, else from its name."""
 
 MIN_EXAMPLES = 10
 """A training file's fewest rows, as in OpenAI's API."""
 
-_FORMATS: dict[Format, str] = {"chat": "messages", "completion": "prompt + completion", "labelled": "text + label"}
+_FORMATS: dict[Format, str] = {
+    "chat": "messages",
+    "completion": "prompt + completion",
+    "labelled": "text + label",
+    "pair": "two answers to one prompt",
+}
+_PAIR = {"preferred_output", "non_preferred_output", "chosen", "rejected"}
 _KNOWN_ELSEWHERE = {
     "conversations": "Rename it to messages, from to role and value to content (ShareGPT)",
     "instruction": "Write it as messages: the instruction and input as user, the output as assistant (Alpaca)",
-    "preferred_output": "Preference pairs are not read here: write supervised examples",
-    "chosen": "Preference pairs are not read here: write supervised examples",
     "question": "Rename the keys to prompt and completion, or write messages",
     "body": "This is a batch request, not an example: use its body's messages, and add the answer",
 }
@@ -119,13 +124,15 @@ def _file_faults(rows: int, minimum: int) -> list[Fault]:
 def _format_of(fields: dict[str, Any], row: Findings) -> Format | None:
     if "messages" in fields:
         return "chat"
+    if _PAIR & fields.keys():
+        return "pair"
     if "completion" in fields or "prompt" in fields:
         return "completion"
     if "label" in fields or "text" in fields:
         return "labelled"
     keys = f"has the keys {', '.join(map(quoted, list(fields)[:6]))}{' …' if len(fields) > 6 else ''}" if fields else "is empty"
-    mend = next((mend for name, mend in _KNOWN_ELSEWHERE.items() if name in fields), "Write one of these three")
-    row.error("unknown_record", f"The record {keys}; needed are messages, prompt + completion, or text + label", mend)
+    mend = next((mend for name, mend in _KNOWN_ELSEWHERE.items() if name in fields), "Write one of these four")
+    row.error("unknown_record", f"The record {keys}; needed are messages, prompt + completion, text + label, or a pair", mend)
     return None
 
 
@@ -172,4 +179,5 @@ _READERS: dict[Format, Callable[[dict[str, Any], Findings], Example | None]] = {
     "chat": chat,
     "completion": completion,
     "labelled": labelled,
+    "pair": pair,
 }

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+Order = Callable[[int], np.ndarray]
+"""An epoch, counted from 0 -> the rows' order in it: a permutation of 0..n_rows-1, shape (n_rows,). A function of the epoch alone, so any
+epoch's order is had without drawing those before it."""
 
-def order(n_rows: int, seed: int, epoch: int) -> np.ndarray:
-    """The rows' order in an epoch (counted from 0): a permutation of 0..n_rows-1, shape (n_rows,).
 
-    Counter-based (Philox, Salmon et al. 2011): any epoch's order is had without drawing those before it.
-    """
-    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    return generator.permutation(n_rows)
+def by_rows(n_rows: int, seed: int) -> Order:
+    """Every row anywhere. Counter-based (Philox, Salmon et al. 2011)."""
+    return lambda epoch: _generator(seed, epoch).permutation(n_rows)
+
+
+def by_prefix(tree_order: Sequence[int], batch_size: int, seed: int) -> Order:
+    """Rows that begin alike in one step, steps anywhere: the tree's order, cut into steps at a place that changes with the epoch, and the
+    steps shuffled. A step computes what its rows share once; its rows are more alike than those of a free shuffle."""
+    rows = np.array(tree_order)
+
+    def order(epoch: int) -> np.ndarray:
+        generator = _generator(seed, epoch)
+        turned = np.roll(rows, generator.integers(len(rows)))
+        blocks = [turned[at : at + batch_size] for at in range(0, len(turned), batch_size)]
+        # A short step stays last, or every step after it would straddle two blocks.
+        places = [*generator.permutation(len(blocks) - 1).tolist(), len(blocks) - 1]
+        return np.concatenate([blocks[i] for i in places])
+
+    return order
+
+
+def as_given(n_rows: int) -> Order:
+    """The file's own order, every epoch."""
+    return lambda epoch: np.arange(n_rows)
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch]))
 
 
 def steps_per_epoch(n_rows: int, batch_size: int) -> int:
@@ -21,11 +46,11 @@ def steps_per_epoch(n_rows: int, batch_size: int) -> int:
     return -(-n_rows // batch_size)
 
 
-def steps(n_rows: int, batch_size: int, n_epochs: int, seed: int, start: int = 0) -> Iterator[tuple[int, int, np.ndarray]]:
+def steps(n_rows: int, batch_size: int, n_epochs: int, order: Order, start: int = 0) -> Iterator[tuple[int, int, np.ndarray]]:
     """Yield (step, epoch, rows) from after `start` finished steps to the end; steps and epochs count from 1."""
     each = steps_per_epoch(n_rows, batch_size)
     for epoch in range(start // each, n_epochs):
-        rows = order(n_rows, seed, epoch)
+        rows = order(epoch)
         for i in range(start - epoch * each if start > epoch * each else 0, each):
             yield epoch * each + i + 1, epoch + 1, rows[i * batch_size : (i + 1) * batch_size]
 

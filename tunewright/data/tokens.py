@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunewright.data.example import Chat, Completion, Example, Labelled, Message
+from tunewright.data.example import Chat, Completion, Example, Labelled, Message, Pair
 from tunewright.errors import BadModel, Problem
 
 if TYPE_CHECKING:
@@ -39,12 +39,39 @@ class Row:
     trained: np.ndarray
     line: int = 0
 
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The sequences that are computed for it."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class RowPair:
+    """A pair's two rows. `reference`: the log-probabilities, in nats, that the model gave to the trained tokens of each before tuning."""
+
+    chosen: Row
+    rejected: Row
+    reference: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The sequences that are computed for it."""
+        return (self.chosen, self.rejected)
+
+    @property
+    def line(self) -> int:
+        """Its line in the file."""
+        return self.chosen.line
+
+
+Item = Row | RowPair
+
 
 @dataclass(slots=True)
 class Tokenized:
     """Rows in = rows trained + rows dropped, by named reasons. The lists hold line numbers of the file."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Item] = field(default_factory=list)
     cut: list[int] = field(default_factory=list)
     dropped: dict[str, list[int]] = field(default_factory=dict)
     unended: list[int] = field(default_factory=list)
@@ -52,12 +79,12 @@ class Tokenized:
     @property
     def tokens(self) -> int:
         """Tokens in all rows."""
-        return sum(len(row.ids) for row in self.rows)
+        return sum(len(row.ids) for item in self.rows for row in item.rows)
 
     @property
     def trained_tokens(self) -> int:
         """Tokens that are learnt."""
-        return sum(int(row.trained.sum()) for row in self.rows)
+        return sum(int(row.trained.sum()) for item in self.rows for row in item.rows)
 
 
 class NotRenderable(Problem):
@@ -75,26 +102,28 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
     result = Tokenized()
     for example in examples:
         try:
-            row = render(example, tokenizer)
+            whole = [render(one, tokenizer) for one in ((example.chosen, example.rejected) if isinstance(example, Pair) else (example,))]
         except NotRenderable as problem:
             result.dropped.setdefault(problem.code, []).append(example.line)
             continue
-        if row.trained.any() and int(row.ids[row.trained.nonzero()[0][-1]]) not in end_ids(tokenizer):
+        if any(row.trained.any() and int(row.ids[row.trained.nonzero()[0][-1]]) not in end_ids(tokenizer) for row in whole):
             result.unended.append(example.line)
-        if len(row.ids) > max_tokens:
-            row = Row(row.ids[:max_tokens], row.trained[:max_tokens], row.line)
+        rows = [Row(row.ids[:max_tokens], row.trained[:max_tokens], example.line) for row in whole]
+        was_cut = any(len(row.ids) > max_tokens for row in whole)
+        if was_cut:
             result.cut.append(example.line)
         # The first token has nothing before it that could predict it.
-        if row.trained[1:].any():
-            result.rows.append(row)
+        if all(row.trained[1:].any() for row in rows):
+            result.rows.append(RowPair(rows[0], rows[1]) if isinstance(example, Pair) else rows[0])
         else:
-            reason = "nothing_to_learn_after_cut" if len(row.ids) == max_tokens else "nothing_to_learn"
+            reason = "nothing_to_learn_after_cut" if was_cut else "nothing_to_learn"
             result.dropped.setdefault(reason, []).append(example.line)
     return result
 
 
 def render(example: Example, tokenizer: PreTrainedTokenizerBase) -> Row:
-    """An example's tokens and which of them are trained. Raises NotRenderable."""
+    """An example's tokens and which of them are trained; of a pair, the preferred answer's. Raises NotRenderable."""
+    example = preferred(example)
     if isinstance(example, Completion):
         start, end = _begin(tokenizer), [_eos(tokenizer)]
         before, after = _plain(example.prompt, tokenizer), _plain(example.completion, tokenizer)
@@ -112,6 +141,7 @@ def prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     A prefix of what `render` gives, so greedy answers continue just what was trained.
     """
+    example = preferred(example)
     if isinstance(example, Completion):
         return _begin(tokenizer) + _plain(example.prompt, tokenizer)
     chat = as_chat(example)
@@ -123,12 +153,18 @@ def prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def expected(example: Example) -> str | None:
     """The text that should follow `prompt`: the last assistant turn, the completion, or the label."""
+    example = preferred(example)
     if isinstance(example, Completion):
         return example.completion
     if isinstance(example, Labelled):
         return example.label
     last = _last_answer(example)
     return None if last is None else example.messages[last].content
+
+
+def preferred(example: Example) -> Chat | Completion | Labelled:
+    """A pair's preferred side; any other example as it is."""
+    return example.chosen if isinstance(example, Pair) else example
 
 
 def as_chat(example: Chat | Labelled) -> Chat:

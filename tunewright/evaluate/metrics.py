@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunewright.data.example import Chat, Example, Labelled
-from tunewright.data.tokens import NotRenderable, Row, expected, prompt, tokenize
+from tunewright.data.tokens import NotRenderable, Row, expected, preferred, prompt, tokenize
 from tunewright.errors import Problem, RunFailed
 from tunewright.evaluate.verdict import Array, Estimate, Metric, Statistic, estimates
 
@@ -140,8 +140,8 @@ def _rows(
     dropped: dict[str, list[int]] = {}
     cut: list[int] = []
     for example in examples:
-        one = tokenize([example], tokenizer, max_tokens)
-        rows += one.rows
+        one = tokenize([preferred(example)], tokenizer, max_tokens)
+        rows += [row for item in one.rows for row in item.rows]
         kept += [example] * len(one.rows)
         cut += one.cut if one.rows else []
         for reason, lines in one.dropped.items():

@@ -1,18 +1,33 @@
-"""Rows through a model: `collate` lays them side by side, `score` says how each trained token was predicted."""
+"""Rows through a model: `batches` cuts and lays them out, `score` says how each trained token was predicted.
+
+Two layouts, one mechanism: as a prefix tree (each distinct token once), or padded side by side for models that a tree
+cannot serve. The scores are the same.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from tunewright.data import tree
+from tunewright.data.sampler import micro_batches
+from tunewright.models.attention import Layout, attach, base_of, follow, serves
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunewright.data.tokens import Row
+    from tunewright.data.tokens import Item, Row
+
+# Logits that are held at once, 1 GB in float32 with what the loss keeps beside them. Beyond that the head is computed in parts, and each again in
+# the backward pass.
+MOST_LOGITS = 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +41,27 @@ class Batch:
 
     ids: torch.Tensor
     targets: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TreeBatch:
+    """Rows as a prefix tree of T tokens, of which S predict P different (state, token) pairs and N trained tokens.
+
+    `needed`: (S,) the tokens whose logits are wanted. `state`: (P,) an index into them, and `target`: (P,) what
+    follows. `pair`: (N,) an index into the pairs, and `row`: (N,) whose token that is.
+    """
+
+    layout: Layout
+    needed: torch.Tensor
+    state: torch.Tensor
+    target: torch.Tensor
+    pair: torch.Tensor
+    row: torch.Tensor
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """(1, T) the distinct tokens."""
+        return self.layout.ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +87,96 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
     return Batch(ids.to(device), targets.to(device))
 
 
-def score(model: PreTrainedModel, batch: Batch) -> Scores:
+def branch(rows: Sequence[Row], device: torch.device | str = "cpu") -> TreeBatch:
+    """Lay rows out as a prefix tree."""
+    planned = tree.plan(rows)
+    pairs, pair = np.unique(np.stack([planned.state, planned.target]), axis=1, return_inverse=True)
+    needed, state = np.unique(pairs[0], return_inverse=True)
+    tensors = (torch.from_numpy(x.reshape(-1)).to(device) for x in (needed, state, pairs[1].copy(), pair, planned.row))
+    return TreeBatch(Layout.of(planned, device), *tensors)
+
+
+def batches(items: Sequence[Item], budget: int, shared: bool, device: torch.device | str = "cpu") -> Iterator[tuple[list[int], Batch | TreeBatch]]:
+    """Cut items into micro-batches of `budget` computed tokens and lay their rows out; yields (which items, batch of their rows in that order).
+
+    `shared`: as trees, along the tree of all rows, for a model that `attention.serves`. Otherwise padded, rows of like length together.
+    The rows of one item (a pair) stay together.
+    """
+    bundles = [item.rows for item in items]
+    groups = tree.micro(bundles, budget) if shared else micro_batches([max(len(r.ids) for r in b) for b in bundles], budget // len(bundles[0]))
+    for group in groups:
+        some = [row for i in group for row in bundles[i]]
+        yield group, branch(some, device) if shared else collate(some, device)
+
+
+def score(model: PreTrainedModel, batch: Batch | TreeBatch, smoothing: float = 0.0) -> Scores:
     """Predict each trained token of the batch from the tokens before it.
 
     The language model head is the widest product of a small model and most tokens are not trained, so it is
     computed for positions that some row needs (`logits_to_keep`), and the loss in float32 for those alone.
+    `smoothing`: the share of each target that `nll` spreads over the whole vocabulary.
     """
+    return _score_padded(model, batch, smoothing) if isinstance(batch, Batch) else _score_tree(model, batch, smoothing)
+
+
+def _score_padded(model: PreTrainedModel, batch: Batch, smoothing: float) -> Scores:
     needed = (batch.targets != -100).any(dim=0).nonzero().squeeze(1)
     logits = model(input_ids=batch.ids, use_cache=False, logits_to_keep=needed).logits
     targets = batch.targets[:, needed]
     rows, columns = (targets != -100).nonzero(as_tuple=True)
-    logits, targets = logits[rows, columns].float(), targets[rows, columns]
-    nll = F.cross_entropy(logits, targets, reduction="none")
-    return Scores(nll, logits.detach().argmax(dim=-1) == targets, rows)
+    nll, correct = _nll(logits[rows, columns], targets[rows, columns], smoothing)
+    return Scores(nll, correct, rows)
+
+
+def _score_tree(model: PreTrainedModel, batch: TreeBatch, smoothing: float) -> Scores:
+    """A state at a fork predicts several tokens, and a trained token that rows share counts for each of them."""
+    attach(model)
+    at_once = max(1, MOST_LOGITS // model.config.get_text_config().vocab_size)
+    if len(batch.state) > at_once and (head := _head(model)):
+        hidden = follow(base_of(model).base_model, batch.layout).last_hidden_state[0, batch.needed[batch.state]]
+        parts = [
+            checkpoint(lambda some, target: _nll(head(some), target, smoothing), some, target, use_reentrant=False, preserve_rng_state=False)
+            for some, target in zip(hidden.split(at_once), batch.target.split(at_once), strict=True)
+        ]
+        nll, correct = (torch.cat(each) for each in zip(*parts, strict=True))
+    else:
+        logits = follow(model, batch.layout, logits_to_keep=batch.needed).logits[0]
+        nll, correct = _nll(logits if len(batch.state) == len(batch.needed) else logits[batch.state], batch.target, smoothing)
+    return Scores(nll[batch.pair], correct[batch.pair], batch.row)
+
+
+def _nll(logits: torch.Tensor, target: torch.Tensor, smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
+    nll = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=smoothing)
+    return nll, logits.detach().argmax(dim=-1) == target
+
+
+def _head(model: PreTrainedModel) -> torch.nn.Module | None:
+    """The head, where a model's logits are what it makes of the last hidden states and nothing else (no scale, no cap)."""
+    base = base_of(model)
+    if base not in _heads:
+        head, ids = base.get_output_embeddings(), torch.arange(2, device=next(model.parameters()).device)[None]
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            plain = head is not None and torch.equal(head(base.base_model(input_ids=ids).last_hidden_state), model(input_ids=ids).logits)
+        model.train(training)
+        _heads[base] = head if plain else None
+    return _heads[base]
+
+
+_heads: WeakKeyDictionary[torch.nn.Module, torch.nn.Module | None] = WeakKeyDictionary()
 
 
 def score_rows(model: PreTrainedModel, rows: Sequence[Row], budget: int) -> Iterator[tuple[int, Scores]]:
-    """Score many rows without gradients, in micro-batches of `budget` padded tokens.
+    """Score many rows without gradients, in micro-batches of `budget` computed tokens.
 
     Yields (row, its scores) in no particular order.
     """
-    from tunewright.data.sampler import micro_batches
-
     device = next(model.parameters()).device
-    for group in micro_batches([len(row.ids) for row in rows], budget):
+    shared = serves(model, max((len(row.ids) for row in rows), default=0)) is None
+    for group, batch in batches(rows, budget, shared, device):
         with torch.inference_mode():
-            scores = score(model, collate([rows[i] for i in group], device))
+            scores = score(model, batch)
         for place, i in enumerate(group):
             mine = scores.row == place
             yield i, Scores(scores.nll[mine], scores.correct[mine], scores.row[mine])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+import copy
+from fnmatch import fnmatchcase
+from typing import Any, assert_never
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from tunewright.config import Full, Lora, Tuning
+from tunewright.config import Full, Lora, TopLayers, Tuning
 from tunewright.errors import BadConfig
 
 
@@ -16,15 +18,71 @@ def apply(model: PreTrainedModel, tuning: Tuning, base: str) -> PreTrainedModel:
     """Mark what trains. `base` is the name that an adapter's config gives for its base.
 
     New adapter weights are drawn from torch's global generator: seed it first. Raises BadConfig when no
-    module has one of the wanted names.
+    module or weight has one of the wanted names.
     """
     match tuning:
         case Full():
-            return model.requires_grad_(True)
+            return _freeze(model.requires_grad_(True), tuning.freeze)
+        case TopLayers():
+            return _freeze(_top_layers(model, tuning.layers), tuning.freeze)
         case Lora():
             return _lora(model, tuning, base)
         case _:
             assert_never(tuning)
+
+
+def _top_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
+    """The last `count` layers, everything behind them (the final norm), and the head."""
+    layers = stack(model)
+    if count > len(layers):
+        raise BadConfig(f"tuning.layers: the model has {len(layers)} layers, not {count}", code="too_many_layers", param="tuning.layers")
+    untie(model)
+    model.requires_grad_(False)
+    for module in (*layers[len(layers) - count :], *_behind(model, layers), model.get_output_embeddings()):
+        module.requires_grad_(True)
+    if count == 0:
+        for module in _behind(model, layers):
+            module.requires_grad_(False)
+    return model
+
+
+def stack(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The model's layers, from the input up: the longest list of modules of one class."""
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len({type(layer) for layer in m}) == 1]
+    return max(lists, key=len)
+
+
+def _behind(model: PreTrainedModel, layers: torch.nn.ModuleList) -> list[torch.nn.Module]:
+    """What the module that holds the layers has after them: the final norm."""
+    holder = next(m for m in model.modules() if any(child is layers for child in m.children()))
+    children = list(holder.children())
+    return [child for child in children[children.index(layers) + 1 :] if any(True for _ in child.parameters())]
+
+
+def untie(model: PreTrainedModel) -> bool:
+    """Give a head that shares the input embedding's weights a copy of its own. True where it shared them.
+
+    Training a shared matrix as "the head" would train the input embedding too, and with it the first layer's input.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight is not embedding.weight:
+        return False
+    head.weight = torch.nn.Parameter(copy.deepcopy(embedding.weight.detach()))
+    model.config.get_text_config().tie_word_embeddings = False
+    return True
+
+
+def _freeze(model: PreTrainedModel, patterns: tuple[str, ...]) -> PreTrainedModel:
+    names = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [parameter for name, parameter in names.items() if fnmatchcase(name, pattern)]
+        if not found:
+            raise BadConfig(f"tuning.freeze: no weight is named like {pattern!r}", code="no_such_weight", param="tuning.freeze")
+        for parameter in found:
+            parameter.requires_grad_(False)
+    if not trained(model):
+        raise BadConfig("tuning.freeze: nothing is left that trains", code="nothing_trains", param="tuning.freeze")
+    return model
 
 
 def _lora(model: PreTrainedModel, tuning: Lora, base: str) -> PreTrainedModel:
@@ -33,6 +91,9 @@ def _lora(model: PreTrainedModel, tuning: Lora, base: str) -> PreTrainedModel:
         r=tuning.rank,
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
+        bias=tuning.bias,
+        use_dora=tuning.dora,
+        use_rslora=tuning.rslora,
         target_modules=targets,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
@@ -51,10 +112,24 @@ def trained(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, object]]:
-    """Parameter groups for an optimizer: matrices are decayed, vectors (norms, biases) are not."""
-    parameters = list(trained(model).values())
-    matrices = [p for p in parameters if p.dim() >= 2]
-    vectors = [p for p in parameters if p.dim() < 2]
-    chosen = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in chosen if group["params"]]
+def groups(model: PreTrainedModel, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer, each with the `share` of the learning rate it takes.
+
+    Matrices are decayed, vectors (norms, biases) are not. With a `layer_decay` under 1 the rate falls from the head
+    (share 1) by that factor a layer, down to the embeddings.
+    """
+    depth = _depths(model) if layer_decay < 1 else {}
+    found: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for parameter in trained(model).values():
+        decay = weight_decay if parameter.dim() >= 2 else 0.0
+        found.setdefault((layer_decay ** depth.get(parameter, 0), decay), []).append(parameter)
+    return [{"params": parameters, "share": share, "weight_decay": decay} for (share, decay), parameters in found.items()]
+
+
+def _depths(model: PreTrainedModel) -> dict[torch.nn.Parameter, int]:
+    """How many layers lie above each weight: 0 for the head and the final norm, one more a layer, most for the embeddings."""
+    layers = stack(model)
+    depth = {p: len(layers) - i for i, layer in enumerate(layers) for p in layer.parameters()}
+    above = {p for module in (*_behind(model, layers), model.get_output_embeddings()) for p in module.parameters()}
+    embeddings = set(model.get_input_embeddings().parameters())
+    return {p: depth.get(p, 0 if p in above and p not in embeddings else len(layers) + 1) for p in model.parameters()}

@@ -24,11 +24,11 @@ def _card(run: Run, events: list[Event]) -> str:
     ledgers = [event for event in events if "kept" in event.data]
     data = "\n".join(f"- {event.message}" for event in {e.message: e for e in ledgers}.values())
     dropped = sorted({event.message for event in events if event.level == "warn" and "lines" in event.data})
-    losses = {e.step: e for e in events if "full_valid_loss" in e.data}
-    table = "\n".join(
-        f"| {e.data['epoch']} | {e.step} | {e.data['full_valid_loss']:.4f} | {e.data['full_valid_mean_token_accuracy']:.4f} |"
-        for e in losses.values()
-    )
+    epochs = {e.step: e.data for e in events if "full_valid_loss" in e.data}
+    names = [name for name in next(iter(epochs.values()), {}) if name.startswith("full_valid_")]
+    heading = " | ".join(["epoch", "step", *(name.removeprefix("full_valid_").replace("_", " ") for name in names)])
+    rows = [" | ".join([str(data["epoch"]), str(step), *(f"{data[name]:.4f}" for name in names)]) for step, data in epochs.items()]
+    table = "\n".join(f"| {line} |" for line in [heading, "|".join("---" for _ in (*names, 1, 2)), *rows])
     config = run.config.model_dump(mode="json", exclude={"out"})
     return f"""---
 base_model: {run.base}
@@ -47,9 +47,7 @@ Trained by Tunewright in {run.progress.step} steps; {run.progress.trained_tokens
 
 ## Validation
 
-{"| epoch | step | loss (nats per trained token) | token accuracy |" if table else "No validation file was given: nothing here says how well the model does on rows it has not seen."}
-{"|---|---|---|---|" if table else ""}
-{table}
+{table if epochs else "No validation file was given: nothing here says how well the model does on rows it has not seen."}
 
 ## Settings
 

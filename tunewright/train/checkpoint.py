@@ -146,8 +146,10 @@ def restore(checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Opt
     for name, parameter in trained(model).items():
         prefix = f"optimizer.{name}."
         mine = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        # The step counter stays on the CPU, as the optimizer itself keeps it there.
-        state[parameter] = {key: value if key == "step" else value.to(parameter.device) for key, value in mine.items()}
+        # The step counter stays where and what the optimizer itself keeps: a tensor on the CPU, or an int.
+        state[parameter] = {
+            key: value.to(parameter.device) if key != "step" else value if value.is_floating_point() else int(value) for key, value in mine.items()
+        }
 
 
 def restore_weights(checkpoint: Path, model: PreTrainedModel) -> None:
@@ -163,8 +165,8 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: dict[str, t
     tensors = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{name}.{key}"] = value.detach().contiguous()
+            # Some optimizers count their steps in a plain int.
+            tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value).detach().contiguous()
     return tensors
 
 

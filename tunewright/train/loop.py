@@ -13,16 +13,15 @@ from pathlib import Path
 import torch
 
 from tunewright.config import TrainConfig
-from tunewright.data.sampler import micro_batches, steps, steps_per_epoch
-from tunewright.data.tokens import Row
+from tunewright.data.sampler import steps, steps_per_epoch
+from tunewright.data.tokens import Item
 from tunewright.errors import RunFailed
 from tunewright.event import Event
-from tunewright.models.forward import collate, score_rows
+from tunewright.models.forward import batches
 from tunewright.models.tuning import trained
 from tunewright.train import checkpoint, schedule
 from tunewright.train.card import write_card
 from tunewright.train.folder import hold, open_run, recorded, write_json
-from tunewright.train.losses import supervised
 from tunewright.train.start import Run, start
 
 BAD_STEPS = 3  # non-finite steps in a row before a run gives up
@@ -63,10 +62,11 @@ def _steps(run: Run) -> Iterator[Event]:
     bad, saved_at, every = 0, time.monotonic(), run.config.checkpoints.every_steps
     if progress.step == (progress.epochs + 1) * each:
         yield from _end_epoch(run)  # the run was stopped between the epoch's last step and its end
-    for step, epoch, chosen in steps(len(run.rows), plan.batch_size, plan.n_epochs, run.config.seed, progress.step):
+    for step, epoch, chosen in steps(len(run.rows), plan.batch_size, plan.n_epochs, run.order, progress.step):
         if progress.stopped_early:
             return
-        result = take_step(run, step, [run.rows[i] for i in chosen])
+        rate = plan.learning_rate * schedule.factor(run.config.schedule, step, plan.total_steps)
+        result = take_step(run, [run.rows[i] for i in chosen], rate)
         progress.step = step
         progress.trained_tokens += result.count
         bad = 0 if result.applied else bad + 1
@@ -74,7 +74,7 @@ def _steps(run: Run) -> Iterator[Event]:
             yield Event(step, f"Step {step}: the loss or its gradient is not finite; the step was not applied", level="warn")
         if bad == BAD_STEPS:
             raise _diverged(run, step)
-        yield _metrics(run, step, epoch, result)
+        yield _metrics(run, step, epoch, rate, result)
         if step % each == 0:
             yield from _end_epoch(run)
             saved_at = time.monotonic()
@@ -85,35 +85,30 @@ def _steps(run: Run) -> Iterator[Event]:
 
 @dataclass(slots=True)
 class StepResult:
-    """One optimizer step: mean loss in nats per trained token, token accuracy, gradient norm, rate, seconds, tokens."""
+    """One optimizer step: mean loss in nats (a trained token, or a pair), share predicted or ranked right, mean reward margin,
+    gradient norm, seconds, tokens of its rows, what the loss was divided by, and whether the weights were moved."""
 
     loss: float
     accuracy: float
+    margin: float
     grad_norm: float
-    learning_rate: float
     seconds: float
     tokens: int
     count: int
     applied: bool
 
 
-def take_step(run: Run, step: int, rows: list[Row]) -> StepResult:
-    """Add up the gradients of the rows' micro-batches, divide once, clip, and move the weights.
+def take_step(run: Run, items: list[Item], rate: float) -> StepResult:
+    """Add up the gradients of the items' micro-batches, divide once, clip, and move the weights at a learning rate.
 
     A loss or gradient that is not finite leaves weights and optimizer as they were.
     """
     begun = time.perf_counter()
     parameters = list(trained(run.model).values())
-    rate = run.plan.learning_rate * schedule.factor(run.config.schedule, step, run.plan.total_steps)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["share"]
     run.model.train()
-    loss, count, correct = 0.0, 0, 0
-    for some in micro_batches([len(row.ids) for row in rows], run.config.micro_batch_tokens):
-        with _precision(run):
-            sums = supervised(run.model, collate([rows[i] for i in some], parameters[0].device))
-        sums.loss.backward()
-        loss, count, correct = loss + float(sums.loss.detach()), count + sums.count, correct + sums.correct
+    loss, count, correct, margin = add_up(run, items, backward=True)
     gradients = [p.grad for p in parameters if p.grad is not None]
     torch._foreach_div_(gradients, float(count))
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm or math.inf))
@@ -121,21 +116,38 @@ def take_step(run: Run, step: int, rows: list[Row]) -> StepResult:
     if applied:
         run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    tokens = sum(len(row.ids) for row in rows)
-    return StepResult(loss / count, correct / count, norm, rate, time.perf_counter() - begun, tokens, count, applied)
+    tokens = sum(len(row.ids) for item in items for row in item.rows)
+    return StepResult(loss / count, correct / count, margin / count, norm, time.perf_counter() - begun, tokens, count, applied)
 
 
-def validate(run: Run, rows: list[Row]) -> tuple[float, float]:
-    """Mean loss in nats per trained token, and token accuracy. Draws no random numbers and leaves the mode as it was."""
+def add_up(run: Run, items: list[Item], backward: bool) -> tuple[float, int, int, float]:
+    """The summed loss of items, what to divide it by, how many of those are right, and the summed reward margin."""
+    loss, count, correct, margin = 0.0, 0, 0, 0.0
+    device = next(run.model.parameters()).device
+    for group, batch in batches(items, run.config.micro_batch_tokens, run.shared, device):
+        with _precision(run), torch.set_grad_enabled(backward):
+            sums = run.loss(run.model, batch, [items[i] for i in group])
+        if backward:
+            sums.loss.backward()
+        loss, count, correct = loss + float(sums.loss.detach()), count + sums.count, correct + sums.correct
+        margin += sums.margin
+    return loss, count, correct, margin
+
+
+def validate(run: Run, items: list[Item], name: str) -> dict[str, float]:
+    """The run's loss and accuracy on items, as `name`_loss and so on. Draws no random numbers and leaves the mode as it was."""
     was_training = run.model.training
     run.model.eval()
-    with _precision(run):
-        # Summed in the rows' own order, so that the figure does not depend on how they were batched.
-        results = dict(score_rows(run.model, rows, run.config.micro_batch_tokens))
+    loss, count, correct, margin = add_up(run, items, backward=False)
     run.model.train(was_training)
-    loss = math.fsum(float(results[i].nll.double().sum()) for i in range(len(rows)))
-    count = sum(len(scores.nll) for scores in results.values())
-    return loss / count, sum(int(scores.correct.sum()) for scores in results.values()) / count
+    return _named(run, name, loss / count, correct / count, margin / count)
+
+
+def _named(run: Run, name: str, loss: float, accuracy: float, margin: float) -> dict[str, float]:
+    """Metrics by the hosted service's names; preference pairs have rewards in place of tokens."""
+    if run.config.method.kind == "dpo":
+        return {f"{name}_loss": loss, f"{name}_reward_accuracy": accuracy, f"{name}_reward_margin": margin}
+    return {f"{name}_loss": loss, f"{name}_mean_token_accuracy": accuracy}
 
 
 def _precision(run: Run) -> torch.autocast:
@@ -143,13 +155,12 @@ def _precision(run: Run) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=run.plan.precision == "bf16")
 
 
-def _metrics(run: Run, step: int, epoch: int, result: StepResult) -> Event:
+def _metrics(run: Run, step: int, epoch: int, rate: float, result: StepResult) -> Event:
     data = {
         "epoch": epoch,
         "total_steps": run.plan.total_steps,
-        "train_loss": result.loss,
-        "train_mean_token_accuracy": result.accuracy,
-        "learning_rate": result.learning_rate,
+        **_named(run, "train", result.loss, result.accuracy, result.margin),
+        "learning_rate": rate,
         "grad_norm": result.grad_norm,
         "tokens_per_second": result.tokens / result.seconds,
         "trained_tokens": run.progress.trained_tokens,
@@ -157,8 +168,7 @@ def _metrics(run: Run, step: int, epoch: int, result: StepResult) -> Event:
     if run.validation and step % run.plan.evaluate_every == 0:
         size = min(run.plan.batch_size, len(run.validation))
         first = (step // run.plan.evaluate_every - 1) * size
-        some = [run.validation[i % len(run.validation)] for i in range(first, first + size)]
-        data["valid_loss"], data["valid_mean_token_accuracy"] = validate(run, some)
+        data |= validate(run, [run.validation[i % len(run.validation)] for i in range(first, first + size)], "valid")
     return Event(step, f"Step {step}/{run.plan.total_steps}: training loss={result.loss:.2f}", data, kind="metrics")
 
 
@@ -167,16 +177,16 @@ def _end_epoch(run: Run) -> Iterator[Event]:
     progress = run.progress
     progress.epochs = epoch = progress.epochs + 1
     if run.validation:
-        loss, accuracy = validate(run, run.validation)
-        text = f"Epoch {epoch}: full validation loss={loss:.3f}, token accuracy={accuracy:.3f}"
-        data = {"epoch": epoch, "total_steps": run.plan.total_steps, "full_valid_loss": loss, "full_valid_mean_token_accuracy": accuracy}
+        found = validate(run, run.validation, "full_valid")
+        loss = found["full_valid_loss"]
+        text = f"Epoch {epoch}: full validation " + ", ".join(f"{name[11:].replace('_', ' ')}={value:.3f}" for name, value in found.items())
         if math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss):
             progress.best_loss, progress.best_step, progress.epochs_without_gain = loss, progress.step, 0
         else:
             progress.epochs_without_gain += 1
         patience = run.config.evaluation.patience
         progress.stopped_early = 0 < patience <= progress.epochs_without_gain
-        yield Event(progress.step, text, data, kind="metrics")
+        yield Event(progress.step, text, {"epoch": epoch, "total_steps": run.plan.total_steps, **found}, kind="metrics")
     yield from _checkpoint(run)
     if progress.stopped_early:
         text = f"Stopped early: {progress.epochs_without_gain} epochs without a better validation loss than {progress.best_loss:.3f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -12,10 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tunewright.config import TrainConfig
-from tunewright.data.sampler import micro_batches, steps_per_epoch
-from tunewright.data.tokens import Row
-from tunewright.models.forward import collate
-from tunewright.train.losses import supervised
+from tunewright.data.sampler import steps_per_epoch
 
 Precision = Literal["fp32", "bf16"]
 
@@ -37,13 +34,13 @@ class Plan:
         return asdict(self)
 
 
-def make(config: TrainConfig, model: PreTrainedModel, rows: Sequence[Row]) -> Plan:
-    """Resolve a config for a model with its trainable weights marked, and the rows it will learn."""
-    batch_size = batch_size_for(config, len(rows))
-    n_epochs = epochs_for(config, len(rows))
-    each = steps_per_epoch(len(rows), batch_size)
+def make(config: TrainConfig, model: PreTrainedModel, n_rows: int, once: Callable[[Precision], None]) -> Plan:
+    """Resolve a config for a model with its trainable weights marked, and how many rows it will learn from."""
+    batch_size = batch_size_for(config, n_rows)
+    n_epochs = epochs_for(config, n_rows)
+    each = steps_per_epoch(n_rows, batch_size)
     every = config.evaluation.every_steps
-    threads, precision = fastest(config, model, rows, batch_size)
+    threads, precision = fastest(config, next(model.parameters()).device, once)
     return Plan(
         n_epochs=n_epochs,
         batch_size=batch_size,
@@ -84,23 +81,19 @@ def learning_rate_for(config: TrainConfig, model: PreTrainedModel) -> float:
     return rate * (1.0 if multiplier == "auto" else multiplier)
 
 
-def fastest(config: TrainConfig, model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> tuple[int, Precision]:
-    """Threads and precision that compute one of this run's own micro-batches soonest.
+def fastest(config: TrainConfig, device: torch.device, once: Callable[[Precision], None]) -> tuple[int, Precision]:
+    """Threads and precision that compute one of this run's own micro-batches (`once`, forward and backward) soonest.
 
     Only what the config leaves open is tried; with nothing open nothing is measured. Leaves torch set to the
     threads it chose.
     """
-    device = next(model.parameters()).device
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    some = list(rows[:batch_size])
-    group = micro_batches([len(row.ids) for row in some], config.micro_batch_tokens)[0]
-    batch = collate([some[i] for i in group], device)
     threads = sorted({1, cores}) if config.threads == "auto" and device.type == "cpu" else [cores if config.threads == "auto" else config.threads]
     precisions = list(has_bf16(device)) if config.precision == "auto" else [config.precision]
     options = [(count, precision) for precision in precisions for count in threads]
     best = options[0]
     if len(options) > 1:
-        times = {option: _seconds(model, batch, *option) for option in options}
+        times = {option: _seconds(once, *option) for option in options}
         best = min(times, key=lambda option: times[option])
     torch.set_num_threads(best[0])
     return best
@@ -114,15 +107,12 @@ def has_bf16(device: torch.device) -> tuple[Precision, ...]:
     return ("fp32", "bf16") if native else ("fp32",)
 
 
-def _seconds(model: PreTrainedModel, batch: Any, threads: int, precision: Precision) -> float:
-    """The shortest of three forward and backward passes; the first, which warms up, cannot be the shortest by luck."""
+def _seconds(once: Callable[[Precision], None], threads: int, precision: Precision) -> float:
+    """The shortest of three passes; the first, which warms up, cannot be the shortest by luck."""
     torch.set_num_threads(threads)
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            sums = supervised(model, batch)
-        sums.loss.backward()
-        model.zero_grad(set_to_none=True)
+        once(precision)
         times.append(time.perf_counter() - start)
     return min(times)

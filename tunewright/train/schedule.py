@@ -8,11 +8,21 @@ from typing import Any, assert_never
 import torch
 
 from tunewright.config import Optimizer, Schedule
+from tunewright.errors import BadConfig
 
 
 def optimizer(config: Optimizer, groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW (fused) or SGD with momentum over the groups."""
+    """The optimizer over the groups. Raises BadConfig where its library is not installed."""
     match config.kind:
+        case "adamw8bit":
+            try:
+                from bitsandbytes.optim import AdamW8bit
+            except ImportError:
+                text = "optimizer.kind: adamw8bit needs bitsandbytes; install the extra tunewright[quantized]"
+                raise BadConfig(text, code="not_installed", param="optimizer.kind") from None
+            return AdamW8bit(groups, lr=learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon)
+        case "adafactor":
+            return torch.optim.Adafactor(groups, lr=learning_rate)
         case "adamw":
             return torch.optim.AdamW(groups, lr=learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
         case "sgd":

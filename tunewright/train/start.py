@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,19 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunewright.config import TrainConfig
-from tunewright.data import formats
-from tunewright.data.tokens import Row, Tokenized, tokenize
-from tunewright.errors import BadData, Fault, RunFailed
+from tunewright.data import formats, tree
+from tunewright.data.example import Example, Pair
+from tunewright.data.sampler import Order, as_given, by_prefix, by_rows
+from tunewright.data.tokens import Item, Row, RowPair, Tokenized, tokenize
+from tunewright.errors import BadConfig, BadData, Fault, RunFailed
 from tunewright.event import Event
 from tunewright.models import tuning
+from tunewright.models.attention import serves
+from tunewright.models.forward import batches, score
 from tunewright.models.load import Loaded, load
 from tunewright.train import checkpoint, plan, schedule
 from tunewright.train.folder import sha256, write_json
+from tunewright.train.losses import Loss, loss_for, row_log_probs
 
 
 @dataclass(slots=True)
@@ -44,10 +49,23 @@ class Run:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     base: str
-    rows: list[Row]
-    validation: list[Row]
+    rows: list[Item]
+    validation: list[Item]
+    shared: bool
+    loss: Loss
     optimizer: torch.optim.Optimizer
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def order(self) -> Order:
+        """The rows' order in each epoch."""
+        match self.config.shuffle:
+            case "rows":
+                return by_rows(len(self.rows), self.config.seed)
+            case "by_prefix":
+                return by_prefix(tree.order([item.rows[0] for item in self.rows]), self.plan.batch_size, self.config.seed)
+            case "none":
+                return as_given(len(self.rows))
 
     @property
     def checkpoints(self) -> Path:
@@ -60,6 +78,7 @@ def start(config: TrainConfig) -> Generator[Event, None, Run]:
     again = (config.out / "plan.json").is_file()
     examples = formats.load(config.data)
     held_out = formats.load(config.validation, minimum=1) if config.validation else []
+    _check_method(config, examples + held_out)
     loaded = load(config.model)
     limit = min(loaded.context, 4096) if config.max_tokens == "auto" else min(config.max_tokens, loaded.context)
     training = tokenize(examples, loaded.tokenizer, limit)
@@ -70,15 +89,59 @@ def start(config: TrainConfig) -> Generator[Event, None, Run]:
 
     torch.manual_seed(config.seed)
     model = tuning.apply(loaded.model, config.tuning, loaded.base)
-    resolved = _plan(config, model, training.rows)
+    items, loss = training.rows, loss_for(config.method)
+    shared = yield from _layout(model, [row for item in items + validation.rows for row in item.rows])
+    resolved = _plan(config, model, items, shared, loss)
     yield _decided(model, resolved, loaded)
-    optimizer = schedule.optimizer(config.optimizer, tuning.groups(model, config.optimizer.weight_decay), resolved.learning_rate)
+    groups = tuning.groups(model, config.optimizer.weight_decay, getattr(config.tuning, "layer_decay", 1.0))
+    optimizer = schedule.optimizer(config.optimizer, groups, resolved.learning_rate)
     # Measuring the plan may have drawn dropout masks; the run begins from the seed all the same.
     torch.manual_seed(config.seed)
-    run = Run(config, resolved, model, loaded.tokenizer, loaded.base, training.rows, validation.rows, optimizer)
+    run = Run(config, resolved, model, loaded.tokenizer, loaded.base, items, validation.rows, shared, loss, optimizer)
+    if config.method.kind == "dpo":
+        run.rows, run.validation = _with_reference(run, run.rows), _with_reference(run, run.validation)
     if again:
         yield from _go_on(run)
     return run
+
+
+def _check_method(config: TrainConfig, examples: Sequence[Example]) -> None:
+    """Raise BadConfig where the data are pairs and the method wants none, or the other way round."""
+    pairs = sum(isinstance(example, Pair) for example in examples)
+    if config.method.kind == "dpo" and pairs < len(examples):
+        raise BadConfig("method: dpo learns from pairs, and the data holds other rows", code="method_needs_pairs", param="method")
+    if config.method.kind != "dpo" and pairs:
+        raise BadConfig("method: the data holds pairs of answers; set method=dpo", code="method_for_pairs", param="method")
+
+
+def _layout(model: PreTrainedModel, rows: list[Row]) -> Generator[Event, None, bool]:
+    """Whether rows are computed as prefix trees, and the event that says so."""
+    why_not = serves(model, max(len(row.ids) for row in rows))
+    total, distinct = sum(len(row.ids) for row in rows), tree.distinct(rows)
+    if why_not:
+        text = f"Rows are padded side by side: {why_not}"
+    else:
+        text = f"Rows are computed as prefix trees: {distinct:,} of {total:,} tokens are distinct over the whole data"
+    yield Event(0, text, {"layout": "padded" if why_not else "tree", "reason": why_not, "tokens": total, "distinct_tokens": distinct})
+    return why_not is None
+
+
+def _with_reference(run: Run, items: list[Item]) -> list[Item]:
+    """Pairs with the log-probabilities that the untuned model gives to their answers, by the run's own arithmetic.
+
+    Computed from the base each time a run starts or goes on; its bits are the same each time.
+    """
+    device = next(run.model.parameters()).device
+    found: list[Item] = list(items)
+    run.model.eval()
+    for group, batch in batches(items, run.config.micro_batch_tokens, run.shared, device):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.plan.precision == "bf16"):
+            log_probs = row_log_probs(score(run.model, batch), 2 * len(group)).view(-1, 2).tolist()
+        for i, (chosen, rejected) in zip(group, log_probs, strict=True):
+            item = items[i]
+            assert isinstance(item, RowPair)
+            found[i] = replace(item, reference=(chosen, rejected))
+    return found
 
 
 def _ledger(kind: str, path: Path, rows: int, result: Tokenized, limit: int) -> Iterator[Event]:
@@ -114,7 +177,7 @@ def _hopeless(reason: str, lines: Sequence[int], limit: int) -> Fault:
     return Fault(lines[0], reason, f"no row is left to learn from; {len(lines):,} were dropped as {reason}", mend)
 
 
-def _plan(config: TrainConfig, model: PreTrainedModel, rows: list[Row]) -> plan.Plan:
+def _plan(config: TrainConfig, model: PreTrainedModel, items: list[Item], shared: bool, loss: Loss) -> plan.Plan:
     """The run's plan: the one it was begun with, or a new one. Raises RunFailed when the data changed in between."""
     place = config.out / "plan.json"
     inputs = {"data": sha256(config.data), "validation": sha256(config.validation) if config.validation else None}
@@ -126,7 +189,18 @@ def _plan(config: TrainConfig, model: PreTrainedModel, rows: list[Row]) -> plan.
         old = plan.Plan(**record["plan"])
         torch.set_num_threads(old.threads)
         return old
-    made = plan.make(config, model, rows)
+
+    device = next(model.parameters()).device
+    some = items[: plan.batch_size_for(config, len(items))]
+    group, batch = next(batches(some, config.micro_batch_tokens, shared, device))
+
+    def once(precision: plan.Precision) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            sums = loss(model, batch, [some[i] for i in group])
+        sums.loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    made = plan.make(config, model, len(items), once)
     write_json(place, {"plan": made.to_dict(), "sha256": inputs, "torch": torch.__version__})
     return made
 

@@ -1,0 +1,264 @@
+"""Attention along a prefix tree, for any causal model that attends through transformers' attention interface.
+
+`attach` gives a model an attention function that follows a `Layout` handed to the model's call as the keyword `tree`;
+calls without one attend as before, so the same model still generates and takes padded batches. `serves` says why a
+model cannot be computed this way. No class is patched.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tunewright.data.tokens import Row
+from tunewright.data.tree import plan
+
+if TYPE_CHECKING:
+    from tunewright.data.tree import Tree
+
+# Our name for each implementation that calls without a tree go on to use. ("sdpa" in a name would mean more to transformers.)
+_NAMES = {"sdpa": "tunewright_tree", "eager": "tunewright_tree_eager"}
+_ATTENTIVE = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
+
+# True while a model is called with a tree: no mask is built then. Left behind by the call, so that a layer that is computed
+# again in the backward pass does not need it: the tree itself travels as a keyword.
+_following: ContextVar[bool] = ContextVar("following a tree", default=False)
+
+
+class NotServed(ValueError):
+    """A model's attention does something that the tree does not know; its padded batches are right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A tree of T tokens on a device. `ids`, `positions`: (1, T). `pieces`: lengths of the parts that keys are cut into.
+
+    `segments`: (queries, the pieces whose keys they see, mask). Where a segment is most of its row, the whole row is
+    attended causally and what it does not need dropped: no mask, and half the products.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    pieces: list[int]
+    segments: list[tuple[int, list[int], torch.Tensor | None]]
+    longest: int
+
+    @classmethod
+    def of(cls, tree: Tree, device: torch.device | str = "cpu") -> Layout:
+        """Masks are additive, float32, (queries, keys): what the CPU kernel would make of others in every layer."""
+        segments = []
+        for each in tree.segments:
+            mask = None
+            if not _mostly_own(each.own, each.length):
+                mask = torch.full((each.own, each.length), -torch.inf, device=device).triu_(each.length - each.own + 1)
+            segments.append((each.own, each.pieces, mask))
+        ids, positions = (torch.from_numpy(x)[None].to(device) for x in (tree.ids, tree.positions))
+        return cls(ids, positions, tree.pieces, segments, tree.longest)
+
+
+def _mostly_own(own: int, length: int) -> bool:
+    return 4 * own >= 3 * length
+
+
+def attach(model: PreTrainedModel) -> None:
+    """Let a model follow trees. Raises NotServed when its attention is not exchangeable."""
+    base = base_of(model)
+    now = base.config._attn_implementation
+    if now in _NAMES.values():
+        return
+    if now not in _NAMES:
+        raise NotServed(f"its attention is {now}, which has no rule for trees")
+    base.set_attn_implementation(_NAMES[now])
+    if base.config._attn_implementation != _NAMES[now]:
+        raise NotServed("its attention does not go through transformers' attention interface")
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Give a model its own attention back."""
+    base = base_of(model)
+    for own, ours in _NAMES.items():
+        if base.config._attn_implementation == ours:
+            base.set_attn_implementation(own)
+
+
+def follow(model: torch.nn.Module, tree: Layout, **named: Any) -> Any:
+    """What a model (attached), or the part of it without the head, makes of a tree."""
+    token = _following.set(True)
+    try:
+        return model(input_ids=tree.ids, position_ids=tree.positions, use_cache=False, tree=tree, **named)
+    finally:
+        _following.reset(token)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    instead: str,
+    tree: Layout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention as transformers' interface has it: (1, heads, T, size) -> (1, T, heads, size); key and value may have fewer heads.
+
+    Each segment's queries see the keys of the tokens before them in their row. Without a tree, `instead` attends.
+    """
+    if tree is None:
+        if _following.get():
+            raise NotServed("it does not hand the tree on to its attention")
+        plain = ALL_ATTENTION_FUNCTIONS.get(instead) or vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+        return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others)
+    _check(module, tree, others)
+    device = query.device.type
+    # Rotary positions may have made queries and keys wider than values. What autocast would do with one product, for all of them.
+    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    with torch.autocast(device, enabled=False):
+        out = _along(tree, query.to(kind), key.to(kind), value.to(kind), scaling, dropout, others.get("softcap"))
+    return out.transpose(1, 2), None
+
+
+def _check(module: torch.nn.Module, tree: Layout, others: dict[str, Any]) -> None:
+    window = others.get("sliding_window")
+    if window is not None and window < tree.longest:
+        raise NotServed(f"its attention sees {window:,} tokens back and a row has {tree.longest:,}")
+    if not getattr(module, "is_causal", True) or others.get("is_causal") is False:
+        raise NotServed("its attention is not causal")
+    if unknown := [name for name in ("s_aux", "position_bias", "cache") if others.get(name) is not None]:
+        raise NotServed(f"its attention takes {unknown[0]}")
+
+
+def _along(
+    tree: Layout, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float, softcap: float | None
+) -> torch.Tensor:
+    """One product a segment over the keys of its row, put together from the pieces.
+
+    Cutting keys once and joining the parts keeps the backward pass to joining and adding parts; an index_select would
+    add token by token (measured: a third slower), and joining softmaxes of shared and own keys saves nothing at these lengths.
+    """
+    queries, keys, values = (x.split(tree.pieces, dim=2) for x in (query, key, value))
+    own = query.split([count for count, _, _ in tree.segments], dim=2)
+    out = []
+    for mine, (count, pieces, mask) in zip(own, tree.segments, strict=True):
+        k, v = _join(keys, pieces), _join(values, pieces)
+        if mask is None and k.shape[2] > count:
+            mine = _join(queries, pieces)
+        if softcap is None:
+            mask = None if mask is None else mask.to(mine.dtype)
+            seen = F.scaled_dot_product_attention(
+                mine, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=k.shape[1] != mine.shape[1]
+            )
+        else:
+            seen = _capped(mine, k, v, mask, scaling, dropout, softcap)
+        out.append(seen[:, :, -count:])
+    return torch.cat(out, dim=2)
+
+
+def _join(parts: tuple[torch.Tensor, ...], pieces: list[int]) -> torch.Tensor:
+    return parts[pieces[0]] if len(pieces) == 1 else torch.cat([parts[i] for i in pieces], dim=2)
+
+
+def _capped(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None, dropout: float, softcap: float
+) -> torch.Tensor:
+    """Attention whose scores are squeezed into ±softcap (Gemma 2)."""
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    if mask is None:
+        mask = torch.full((query.shape[2],) * 2, -torch.inf, device=query.device).triu_(1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    weights = (torch.tanh(scores / softcap) * softcap + mask).softmax(dim=-1).to(value.dtype)
+    return F.dropout(weights, dropout) @ value
+
+
+def _mask(*positional: Any, instead: str, **named: Any) -> Any:
+    return None if _following.get() else ALL_MASK_ATTENTION_FUNCTIONS[instead](*positional, **named)
+
+
+for _instead, _name in _NAMES.items():
+    AttentionInterface.register(_name, partial(attend, instead=_instead))
+    AttentionMaskInterface.register(_name, partial(_mask, instead=_instead))
+
+
+def serves(model: PreTrainedModel, longest: int) -> str | None:
+    """None when a model computes trees whose rows have up to `longest` tokens; else why not, after "it cannot: ...".
+
+    Beyond what the config says, it is tried once: a few tokens as a tree must give the logits that they give as rows.
+    Draws no random numbers.
+    """
+    base = base_of(model)
+    config = base.config.get_text_config()
+    if reason := _by_config(base, model):
+        return reason
+    for name, layers in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
+        window = getattr(config, name, None)
+        used = getattr(config, "use_sliding_window", True) and layers in (getattr(config, "layer_types", None) or [layers])
+        if window is not None and used and window < longest:
+            return f"its attention sees {window:,} tokens back and the longest row has {longest:,}"
+    if base not in _tried:
+        _tried[base] = _try(model)
+    return _tried[base]
+
+
+_tried: WeakKeyDictionary[torch.nn.Module, str | None] = WeakKeyDictionary()
+
+
+def _by_config(base: PreTrainedModel, model: PreTrainedModel) -> str | None:
+    config = base.config.get_text_config()
+    if base.config.is_encoder_decoder:
+        return "it is an encoder-decoder"
+    if getattr(base, "_is_stateful", False) or set(getattr(config, "layer_types", None) or ()) - _ATTENTIVE:
+        return "some of its layers are recurrent"
+    taken = inspect.signature(base.forward).parameters
+    if missing := [name for name in ("position_ids", "logits_to_keep") if name not in taken]:
+        return f"its forward takes no {missing[0]}"
+    if any(each.is_prompt_learning for each in getattr(model, "peft_config", {}).values()):
+        return "it is tuned by virtual tokens"
+    return None
+
+
+@torch.no_grad()
+def _try(model: PreTrainedModel) -> str | None:
+    """A few tokens, forked at two depths, as a tree and as rows: the same logits, or why not."""
+    a, b, c, d, e = (i % model.config.get_text_config().vocab_size for i in range(1, 6))
+    ids = [[a, b, c, d, e], [a, b], [a, b, e, d, c, b, a], [a, b, c, a, a], [e, d, c]]
+    tree = plan([Row(np.array(each, np.int32), np.ones(len(each), bool)) for each in ids])
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        alone = [model(input_ids=torch.tensor([each], device=device), use_cache=False).logits[0].float() for each in ids]
+        attach(model)
+        shared = follow(model, Layout.of(tree, device)).logits[0].float()
+    except (NotServed, TypeError) as error:
+        detach(model)
+        return str(error)
+    finally:
+        model.train(training)
+    scale = max(float(logits.abs().max()) for logits in alone)
+    near = 1e-3 if next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(device.type) else 5e-2
+    far = max(float((shared[path] - logits).abs().max()) for path, logits in zip(tree.paths, alone, strict=True))
+    if not far <= near * scale:
+        detach(model)
+        return (
+            f"its logits change by {far:.2g} of {scale:.2g} when rows share their beginnings, so a token's state depends on more than those before it"
+        )
+    return None
+
+
+def base_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model inside peft's wrapping, if there is one."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
