@@ -5,7 +5,7 @@
 FIND_PYTHON = for p in $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3 python); do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
 BIN := .venv/bin
-SOURCES := tunewright tests recipes setup_env.py
+SOURCES := $(wildcard tunewright tests recipes benchmarks setup_env.py)
 
 .PHONY: help setup demo test check static format lint types layers fix lock clean
 

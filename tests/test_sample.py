@@ -84,7 +84,7 @@ def test_the_product_is_named_and_is_the_only_one() -> None:
 
 
 def test_labels_are_balanced_and_all_trained() -> None:
-    sizes = {"intent": 6, "product": 18, "urgency": 3}
+    sizes = {"intent": 5, "product": 10, "urgency": 3}
     for key, size in sizes.items():
         trained = {answer[key] for answer in answers("train")}
         assert len(trained) == size

@@ -23,23 +23,24 @@ DEMO_KEYS = ("intent", "product", "urgency")
 
 # family -> (weight in documents, maker). A weight is a share of documents, not of tokens; `--shares` measures the latter.
 FAMILIES = {
-    "extraction": (23, extract.extraction),
-    "single value": (5, extract.single_value),
-    "json": (4, extract.from_json),
-    "classification": (13, classify.classification),
-    "same meaning": (7, classify.same_meaning),
-    "groups": (3, classify.odd_one),
-    "copying": (4, skills.copying),
+    "extraction": (30, extract.extraction),
+    "single value": (14, extract.single_value),
+    "json": (3, extract.from_json),
+    "classification": (12, classify.classification),
+    "same meaning": (4, classify.same_meaning),
+    "groups": (2, classify.odd_one),
+    "echo": (12, skills.echo),
+    "copying": (8, skills.copying),
     "lists": (5, skills.lists),
-    "arithmetic": (4, skills.arithmetic),
-    "word facts": (4, skills.word_facts),
+    "arithmetic": (3, skills.arithmetic),
+    "word facts": (3, skills.word_facts),
     "reading": (7, reading.reading),
-    "small talk": (3, prose.small_talk),
-    "story": (10, prose.story),
-    "letter": (9, prose.letter),
-    "knowledge": (9, prose.knowledge),
-    "inventory": (2, prose.inventory),
-    "docstrings": (6, None),
+    "small talk": (2, prose.small_talk),
+    "story": (5, prose.story),
+    "letter": (5, prose.letter),
+    "knowledge": (5, prose.knowledge),
+    "inventory": (1, prose.inventory),
+    "docstrings": (3, None),
 }
 CHATS = ("copying", "lists", "arithmetic", "word facts", "single value", "json", "same meaning", "groups")
 
@@ -78,6 +79,8 @@ def document(rng: random.Random, family: str) -> Document:
     made = maker(rng)
     if isinstance(made, str):
         return Document(family, ((made, True),))
+    if family == "echo":
+        return Document(family, made)
     if family in CHATS and made[0][0] == "user":
         for _ in range(rng.choice((0, 0, 1, 2, 3))):
             more = maker(rng)

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 
 UNLEARNT_SHARE = 0.25  # of what users and systems say, this share of tokens is predicted too: it is language, but mostly names drawn by chance
 WARM_UP, DECAY = 40, 0.25
-LONG_FROM = 0.87  # from this share of the budget on, sequences fill the whole context
+LONG_FROM = 0.93  # from this share of the budget on, sequences fill the whole context
 LEARNING_RATE, MUON_RATE = 3e-3, 0.02
 
 

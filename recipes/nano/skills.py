@@ -72,6 +72,15 @@ def copying(rng: random.Random) -> Chat:
             ]
 
 
+def echo(rng: random.Random) -> tuple[tuple[str, bool], ...]:
+    """Words drawn by chance, then the same words again: they can only be copied, so looking back is all that helps. What comes first is not
+    to be predicted, what comes again is."""
+    pool = rng.choice(((*THINGS, *FIRST_NAMES, *FOODS, *CITIES, *COLOURS), THINGS, FIRST_NAMES))
+    words = [rng.choice(pool) for _ in range(rng.randint(4, 24))]
+    joint = rng.choice((" ", ", ", "\n", "; "))
+    return ((joint.join(words) + "\n", False), (joint.join(words) + "\n", True), (joint.join(words), True))
+
+
 def lists(rng: random.Random) -> Chat:
     """Sort, reverse, count, pick, join, remove, test membership."""
     words = _words(rng)

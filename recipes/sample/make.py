@@ -23,7 +23,7 @@ PHRASES: dict[str, Any] = tomllib.loads((HERE / "phrases.toml").read_text(encodi
 SEED = 20240611
 ROWS = {"train": 640, "validation": 100, "test": 200}
 SYSTEM = "Sort the support message. Answer in JSON with intent, product and urgency."
-WORDS = range(11, 32)
+WORDS = range(8, 26)
 """Lengths a message may have, in words before the greeting."""
 
 
@@ -101,12 +101,9 @@ class Writer:
         while True:
             request = sentences(self.fill(self.deal("intents", intent), product))
             notes: list[str] = []
-            # A normal message may say nothing about time, and any message may carry a neutral note.
-            if rng.random() < (0.6 if urgency == "normal" else 0.12):
-                notes.append(self.fill(self.deal("urgency", "normal"), product))
-            if urgency != "normal":
+            # A normal message says nothing about time, or a neutral thing beside.
+            if urgency != "normal" or rng.random() < 0.5:
                 notes.append(self.fill(self.deal("urgency", urgency), product))
-            rng.shuffle(notes)
             found = notes + request if rng.random() < 0.12 else request + notes
             keys = [normalise(sentence) for sentence in found]
             new = len(set(keys)) == len(keys) and self.seen.isdisjoint(keys)
@@ -121,10 +118,8 @@ class Writer:
         if rng.random() < 0.3:
             found[0] = f"{rng.choice(PHRASES['greetings'])} {found[0]}"
         text = " ".join(sentence[0].upper() + sentence[1:] for sentence in found)
-        if rng.random() < 0.15:
+        if rng.random() < 0.1:
             text = text.lower()
-            if rng.random() < 0.4:
-                text = text.replace("'", "")
         if rng.random() < 0.2:
             text = text.rstrip(".?")
         return text

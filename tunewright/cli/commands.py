@@ -51,10 +51,11 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     settings: Set = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    find_lr: Annotated[bool, typer.Option("--find-lr", help="Train nothing: try learning rates from 1e-6 to 1 and suggest one.")] = False,
     as_json: Json = False,
 ) -> None:
     """Tune a model. The result lies in OUT/model; a stopped run goes on with --resume OUT."""
-    from tunewright.cli.run import run_to_end
+    from tunewright.cli.run import run_to_end, show_rates
     from tunewright.config import TrainConfig, read_yaml
     from tunewright.errors import BadConfig
 
@@ -70,7 +71,7 @@ def train(
         config = TrainConfig.parse({**(read_yaml(run) if run else {}), **given}, settings)
     else:
         raise BadConfig("Give a training file (--data FILE) or a config (RUN.yaml)", code="no_data", param="--data")
-    raise typer.Exit(run_to_end(config, as_json))
+    raise typer.Exit(show_rates(config, as_json) if find_lr else run_to_end(config, as_json))
 
 
 @app.command()

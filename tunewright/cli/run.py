@@ -36,6 +36,24 @@ def run_to_end(config: TrainConfig, as_json: bool = False, console: Console | No
     return 0
 
 
+def show_rates(config: TrainConfig, as_json: bool = False) -> int:
+    """Run the learning-rate range test and draw its curve. Returns the exit code."""
+    from tunewright.train.find_rate import find_rate
+
+    console = Console()
+    with shown(config, as_json, console) as show:
+        for event in find_rate(config):
+            show(event)
+    if not as_json:
+        rates, losses = event.data["rates"], event.data["losses"]
+        lowest, highest = min(losses), max(losses)
+        for rate, loss in list(zip(rates, losses, strict=True))[:: max(1, len(rates) // 24)]:
+            bar = "█" * round(1 + 40 * (loss - lowest) / max(1e-9, highest - lowest))
+            console.print(f"{rate:8.1e}  {loss:6.3f}  {bar}", highlight=False)
+        console.print(f"Suggested:  --set optimizer.learning_rate={event.data['suggestion']:.1e}", highlight=False)
+    return 0
+
+
 @contextmanager
 def stopping() -> Iterator[list[signal.Signals]]:
     """The signals that asked to stop. A second Ctrl-C no longer waits for the step."""

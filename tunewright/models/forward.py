@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
     from tunewright.data.tokens import Item, Row
 
-# Logits that are held at once, 1 GB in float32 with what the loss keeps beside them. Beyond that the head is computed in parts, and each again in
-# the backward pass.
-MOST_LOGITS = 2**26
+# Logits that are held at once for a tree, 32 MB in float32, but those of no fewer tokens than make a good matrix product. Beyond that the head is
+# computed in parts, and each part again in the backward pass: no slower (the parts stay in the cache), and the memory is bounded.
+MOST_LOGITS = 2**23
+LEAST_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def _score_padded(model: PreTrainedModel, batch: Batch, smoothing: float) -> Sco
 def _score_tree(model: PreTrainedModel, batch: TreeBatch, smoothing: float) -> Scores:
     """A state at a fork predicts several tokens, and a trained token that rows share counts for each of them."""
     attach(model)
-    at_once = max(1, MOST_LOGITS // model.config.get_text_config().vocab_size)
+    at_once = max(LEAST_TOKENS, MOST_LOGITS // model.config.get_text_config().vocab_size)
     if len(batch.state) > at_once and (head := _head(model)):
         hidden = follow(base_of(model).base_model, batch.layout).last_hidden_state[0, batch.needed[batch.state]]
         parts = [
@@ -154,14 +155,21 @@ def _head(model: PreTrainedModel) -> torch.nn.Module | None:
     """The head, where a model's logits are what it makes of the last hidden states and nothing else (no scale, no cap)."""
     base = base_of(model)
     if base not in _heads:
-        head, ids = base.get_output_embeddings(), torch.arange(2, device=next(model.parameters()).device)[None]
-        training = model.training
-        model.eval()
-        with torch.no_grad():
-            plain = head is not None and torch.equal(head(base.base_model(input_ids=ids).last_hidden_state), model(input_ids=ids).logits)
-        model.train(training)
-        _heads[base] = head if plain else None
+        _heads[base] = _plain_head(model, base)
     return _heads[base]
+
+
+@torch.no_grad()
+def _plain_head(model: PreTrainedModel, base: PreTrainedModel) -> torch.nn.Module | None:
+    head, training = base.get_output_embeddings(), model.training
+    if head is None or base.base_model is base:
+        return None
+    ids = torch.arange(2, device=next(model.parameters()).device)[None]
+    model.eval()
+    out = base.base_model(input_ids=ids, use_cache=False)
+    plain = hasattr(out, "last_hidden_state") and torch.equal(head(out.last_hidden_state), model(input_ids=ids, use_cache=False).logits)
+    model.train(training)
+    return head if plain else None
 
 
 _heads: WeakKeyDictionary[torch.nn.Module, torch.nn.Module | None] = WeakKeyDictionary()
