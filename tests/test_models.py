@@ -354,6 +354,7 @@ def test_nothing_that_came_with_a_model_runs(tmp_path: Path, base: Path, adapter
     assert canary.exists() and len(watched) == 2, "the canary would not have sung"
 
 
+@pytest.mark.filterwarnings("ignore:The PEFT config:UserWarning")
 def test_tuning_marks_what_trains(base: Path) -> None:
     whole = tuning.apply(load(str(base)).model, Full(), str(base))
     assert tuning.trained(whole).keys() == dict(whole.named_parameters()).keys()

@@ -22,7 +22,9 @@ PHRASES: dict[str, Any] = tomllib.loads((HERE / "phrases.toml").read_text(encodi
 
 SEED = 20240611
 ROWS = {"train": 640, "validation": 100, "test": 200}
-SYSTEM = "Sort the support message. Answer in JSON with intent, product and urgency."
+SYSTEM = (
+    "Sort the support message. Answer in JSON with intent (refund, repair, delivery, cancel or how_to), product, and urgency (low, normal or high)."
+)
 WORDS = range(8, 26)
 """Lengths a message may have, in words before the greeting."""
 

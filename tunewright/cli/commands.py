@@ -22,7 +22,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="A
 
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="Where the run goes; an earlier demo there is replaced.")] = Path("runs/demo")) -> None:
-    """Tune the built-in model on the sample data and show what it learnt; about a minute."""
+    """Tune the built-in model on the sample data and show what it learnt; two to three minutes on two cores."""
     from tunewright.cli.demo import demo
 
     demo(out)
