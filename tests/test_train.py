@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -187,6 +188,27 @@ def test_killed_runs_end_with_the_same_bits(data, base, tmp_path):
     assert all(killed_after(again, draw.randint(3, 9), draw.uniform(0, 0.03)) for _ in range(6))
     events = list(train(again))
     assert any("Resumed" in e.message for e in events) and events[-1].step == 24
+    assert sha256(tmp_path / "whole/model/adapter_model.safetensors") == sha256(tmp_path / "killed/model/adapter_model.safetensors")
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed(data, base, tmp_path, monkeypatch):
+    settings_ = ["checkpoints.every_steps=1", "checkpoints.keep=1"]
+    list(train(config(data, base, tmp_path / "whole", *settings_)))
+    remove, removed = shutil.rmtree, []
+
+    def die_halfway(place, ignore_errors=False):
+        if not list(Path(place).glob("state.json")):
+            return remove(place, ignore_errors=ignore_errors)
+        (Path(place) / "state.json").unlink()
+        removed.append(place)
+        raise InterruptedError
+
+    monkeypatch.setattr(shutil, "rmtree", die_halfway)
+    with pytest.raises(InterruptedError):
+        list(train(config(data, base, tmp_path / "killed", *settings_)))
+    monkeypatch.undo()
+    assert removed
+    list(train(config(data, base, tmp_path / "killed", *settings_)))
     assert sha256(tmp_path / "whole/model/adapter_model.safetensors") == sha256(tmp_path / "killed/model/adapter_model.safetensors")
 
 

@@ -26,8 +26,8 @@ FAMILIES = {
     "extraction": (30, extract.extraction),
     "single value": (14, extract.single_value),
     "json": (3, extract.from_json),
-    "classification": (12, classify.classification),
-    "same meaning": (4, classify.same_meaning),
+    "classification": (20, classify.classification),
+    "same meaning": (6, classify.same_meaning),
     "groups": (2, classify.odd_one),
     "echo": (12, skills.echo),
     "copying": (8, skills.copying),
@@ -40,7 +40,7 @@ FAMILIES = {
     "letter": (5, prose.letter),
     "knowledge": (5, prose.knowledge),
     "inventory": (1, prose.inventory),
-    "docstrings": (3, None),
+    "docstrings": (2, None),
 }
 CHATS = ("copying", "lists", "arithmetic", "word facts", "single value", "json", "same meaning", "groups")
 

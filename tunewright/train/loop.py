@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import resource
-import shutil
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
@@ -214,11 +213,11 @@ def _save(run: Run) -> Path:
 def _prune(run: Run) -> None:
     """Keep the two newest (should the last one be damaged), the best, and the last few epochs' checkpoints."""
     saved = checkpoint.saved(run.checkpoints)
-    epochs = [place for place in saved if checkpoint.state_of(place)["epoch"] is not None]
+    epochs = [place for place in saved if checkpoint.ends_epoch(place)]
     kept = {*saved[-2:], *epochs[-run.config.checkpoints.keep :]}
     for place in saved:
         if place not in kept and int(place.name[5:]) != run.progress.best_step:
-            shutil.rmtree(place)
+            checkpoint.remove(place)
 
 
 def _diverged(run: Run, step: int) -> RunFailed:
