@@ -25,13 +25,11 @@ Ints = NDArray[np.int64]
 class Segment:
     """Tokens that one row adds to a tree; those before it stand in the segments of rows before.
 
-    `own`: how many it adds, which follow each other in the tree. `length`: tokens in its row, up to its last own one.
-    `pieces`: which of the tree's pieces make up those `length` tokens, in order.
+    `own`: how many it adds, which follow each other in the tree. `path`: the flat indices of its row's tokens, those last.
     """
 
     own: int
-    length: int
-    pieces: list[int]
+    path: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,6 @@ class Tree:
     the flat indices of each row's tokens, in the order the rows were given. `state`: (N,) the token whose hidden state
     predicts a trained token; one state may predict several (a fork), and equal tokens of equal rows stand here as
     often as they occur. `target`: (N,) the trained tokens. `row`: (N,) whose they are, ascending.
-    `pieces`: lengths of the runs of tokens that no row leaves half-way, of all T tokens, in order.
     `segments`: of all T tokens, in order; a row equal to one before it adds none.
     """
 
@@ -54,7 +51,6 @@ class Tree:
     state: Ints
     target: Ints
     row: Ints
-    pieces: list[int]
     segments: list[Segment]
 
     @property
@@ -89,9 +85,8 @@ def plan(rows: Sequence[Row]) -> Tree:
     state = np.concatenate([mine[at - 1] for mine, at in zip(paths, trained, strict=True)])
     target = np.concatenate([row.ids[at] for row, at in zip(rows, trained, strict=True)]).astype(np.int64)
     row = np.repeat(np.arange(len(rows)), [len(at) for at in trained])
-    added = [(i, int(begin)) for i, begin, fork, length in zip(order, starts, shared, lengths, strict=True) if length > fork]
-    pieces, segments = _segments(positions, end, [(paths[i], begin) for i, begin in added])
-    return Tree(ids, positions, end, paths, state, target, row, pieces, segments)
+    segments = [Segment(int(length - fork), paths[i]) for i, fork, length in zip(order, shared, lengths, strict=True) if length > fork]
+    return Tree(ids, positions, end, paths, state, target, row, segments)
 
 
 def micro(bundles: Sequence[Sequence[Row]], budget: int) -> list[list[int]]:
@@ -139,14 +134,3 @@ def _in_tree_order(ids: Sequence[NDArray[Any]]) -> tuple[list[int], Ints]:
         first = int(differs.argmax()) if length else 0
         shared[place] = first if length and differs[first] else length
     return order, shared
-
-
-def _segments(positions: Ints, end: Ints, added: Sequence[tuple[Ints, int]]) -> tuple[list[int], list[Segment]]:
-    """A tree's pieces and segments. `added`: (path, where its own tokens begin) of each row that adds some."""
-    begins = np.ones(len(positions), bool)
-    begins[1:] = (np.diff(positions) != 1) | (np.diff(end) != 0)
-    begins[[begin for _, begin in added]] = True
-    starts = begins.nonzero()[0]
-    place = begins.cumsum() - 1  # a token -> its piece
-    pieces = np.diff(starts, append=len(positions)).tolist()
-    return pieces, [Segment(int(path[-1]) + 1 - begin, len(path), place[path[begins[path]]].tolist()) for path, begin in added]

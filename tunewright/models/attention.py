@@ -26,7 +26,7 @@ from tunewright.data.tokens import Row
 from tunewright.data.tree import plan
 
 if TYPE_CHECKING:
-    from tunewright.data.tree import Tree
+    from tunewright.data.tree import Segment, Tree
 
 # Our name for each implementation that calls without a tree go on to use. ("sdpa" in a name would mean more to transformers.)
 _NAMES = {"sdpa": "tunewright_tree", "eager": "tunewright_tree_eager"}
@@ -41,35 +41,87 @@ class NotServed(ValueError):
     """A model's attention does something that the tree does not know; its padded batches are right."""
 
 
+# A bucket takes another segment while the padded products are at most this many times the needed ones: one call for many
+# segments saves more than that (measured).
+PADDING = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """R segments that one attention call serves, padded on the right to L queries and K keys.
+
+    `queries`: (R * L,) and `keys`: (R * K,), indices of tokens. `mask`: (R, 1, L, K), added to the scores, float32; None where
+    segments are (most of) their rows: the rows are attended causally as a whole and what is not needed dropped, which
+    needs no mask and half the products.
+    """
+
+    rows: int
+    queries: torch.Tensor
+    keys: torch.Tensor
+    mask: torch.Tensor | None
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A tree of T tokens on a device. `ids`, `positions`: (1, T). `pieces`: lengths of the parts that keys are cut into.
-
-    `segments`: (queries, the pieces whose keys they see, mask). Where a segment is most of its row, the whole row is
-    attended causally and what it does not need dropped: no mask, and half the products.
-    """
+    """A tree of T tokens on a device. `ids`, `positions`: (1, T). `place`: (T,) where each token's output stands among all buckets' outputs."""
 
     ids: torch.Tensor
     positions: torch.Tensor
-    pieces: list[int]
-    segments: list[tuple[int, list[int], torch.Tensor | None]]
+    buckets: list[Bucket]
+    place: torch.Tensor
     longest: int
 
     @classmethod
     def of(cls, tree: Tree, device: torch.device | str = "cpu") -> Layout:
-        """Masks are additive, float32, (queries, keys): what the CPU kernel would make of others in every layer."""
-        segments = []
-        for each in tree.segments:
-            mask = None
-            if not _mostly_own(each.own, each.length):
-                mask = torch.full((each.own, each.length), -torch.inf, device=device).triu_(each.length - each.own + 1)
-            segments.append((each.own, each.pieces, mask))
+        """Lay a tree out. Its tokens' states do not depend on how segments are put into buckets."""
+        place, buckets, done = np.empty(len(tree.ids), np.int64), [], 0
+        for causal in (False, True):
+            for group in _alike([each for each in tree.segments if _mostly_own(each) == causal], causal):
+                width = max(len(each.path) if causal else each.own for each in group)
+                for r, each in enumerate(group):
+                    first = done + r * width + (len(each.path) - each.own if causal else 0)
+                    place[each.path[-each.own :]] = np.arange(first, first + each.own)
+                buckets.append(_bucket(group, causal, device))
+                done += len(group) * width
         ids, positions = (torch.from_numpy(x)[None].to(device) for x in (tree.ids, tree.positions))
-        return cls(ids, positions, tree.pieces, segments, tree.longest)
+        return cls(ids, positions, buckets, torch.from_numpy(place).to(device), tree.longest)
 
 
-def _mostly_own(own: int, length: int) -> bool:
-    return 4 * own >= 3 * length
+def _mostly_own(segment: Segment) -> bool:
+    return 4 * segment.own >= 3 * len(segment.path)
+
+
+def _alike(segments: list[Segment], causal: bool) -> list[list[Segment]]:
+    """Segments in groups of like shape."""
+    groups: list[list[Segment]] = []
+    width = height = needed = 0
+    for each in sorted(segments, key=lambda each: (0 if causal else each.own, len(each.path))):
+        own, length = len(each.path) if causal else each.own, len(each.path)
+        padded = max(width, own) * max(height, length)
+        if groups and padded * (len(groups[-1]) + 1) <= PADDING * (needed + own * length):
+            groups[-1].append(each)
+            width, height, needed = max(width, own), max(height, length), needed + own * length
+        else:
+            groups.append([each])
+            width, height, needed = own, length, own * length
+    return groups
+
+
+def _bucket(group: list[Segment], causal: bool, device: torch.device | str) -> Bucket:
+    """Padding stands for the tree's first token: as a key it is masked or stands behind, as a query nobody reads it."""
+    rows, longest, most = len(group), max(len(each.path) for each in group), max(each.own for each in group)
+    keys = np.zeros((rows, longest), np.int64)
+    queries = np.zeros((rows, most), np.int64)
+    for r, each in enumerate(group):
+        keys[r, : len(each.path)] = each.path
+        queries[r, : each.own] = each.path[-each.own :]
+    at = torch.from_numpy(keys.reshape(-1)).to(device)
+    if causal:
+        return Bucket(rows, at, at, None)
+    last = torch.tensor([len(each.path) - each.own for each in group], device=device)[:, None] + torch.arange(most, device=device)
+    seen = torch.arange(longest, device=device) <= last[:, :, None]
+    mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, -torch.inf)[:, None]
+    return Bucket(rows, torch.from_numpy(queries.reshape(-1)).to(device), at, mask)
 
 
 def attach(model: PreTrainedModel) -> None:
@@ -130,7 +182,7 @@ def attend(
     kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
     with torch.autocast(device, enabled=False):
         out = _along(tree, query.to(kind), key.to(kind), value.to(kind), scaling, dropout, others.get("softcap"))
-    return out.transpose(1, 2), None
+    return out, None
 
 
 def _check(module: torch.nn.Module, tree: Layout, others: dict[str, Any]) -> None:
@@ -146,31 +198,24 @@ def _check(module: torch.nn.Module, tree: Layout, others: dict[str, Any]) -> Non
 def _along(
     tree: Layout, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float, softcap: float | None
 ) -> torch.Tensor:
-    """One product a segment over the keys of its row, put together from the pieces.
-
-    Cutting keys once and joining the parts keeps the backward pass to joining and adding parts; an index_select would
-    add token by token (measured: a third slower), and joining softmaxes of shared and own keys saves nothing at these lengths.
-    """
-    queries, keys, values = (x.split(tree.pieces, dim=2) for x in (query, key, value))
-    own = query.split([count for count, _, _ in tree.segments], dim=2)
+    """One attention call a bucket over gathered keys. Returns (1, T, heads, size)."""
+    # Tokens first: a gather of whole tokens, and adding up their gradients, then move contiguous memory.
+    flat = [x.transpose(1, 2).reshape(x.shape[2], -1) for x in (query, key, value)]
+    sizes = [(x.shape[1], x.shape[3]) for x in (query, key, value)]
     out = []
-    for mine, (count, pieces, mask) in zip(own, tree.segments, strict=True):
-        k, v = _join(keys, pieces), _join(values, pieces)
-        if mask is None and k.shape[2] > count:
-            mine = _join(queries, pieces)
+    for bucket in tree.buckets:
+        places = (bucket.queries, bucket.keys, bucket.keys)
+        q, k, v = (x.index_select(0, at).view(bucket.rows, -1, *size).transpose(1, 2) for x, at, size in zip(flat, places, sizes, strict=True))
         if softcap is None:
-            mask = None if mask is None else mask.to(mine.dtype)
+            mask = None if bucket.mask is None else bucket.mask.to(q.dtype)
             seen = F.scaled_dot_product_attention(
-                mine, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=k.shape[1] != mine.shape[1]
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
             )
         else:
-            seen = _capped(mine, k, v, mask, scaling, dropout, softcap)
-        out.append(seen[:, :, -count:])
-    return torch.cat(out, dim=2)
-
-
-def _join(parts: tuple[torch.Tensor, ...], pieces: list[int]) -> torch.Tensor:
-    return parts[pieces[0]] if len(pieces) == 1 else torch.cat([parts[i] for i in pieces], dim=2)
+            seen = _capped(q, k, v, bucket.mask, scaling, dropout, softcap)
+        out.append(seen.transpose(1, 2).flatten(0, 1))
+    # One gather puts all buckets' outputs into the tree's order and leaves padding behind.
+    return torch.cat(out).index_select(0, tree.place)[None]
 
 
 def _capped(
