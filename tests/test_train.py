@@ -308,6 +308,14 @@ def test_data_that_leaves_nothing_to_learn_is_refused(data, base, tmp_path):
         list(train(config(data, base, tmp_path / "run", "max_tokens=8")))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_shared_dropout_is_said(data, base, tmp_path, dropout):
+    events = train(config(data, base, tmp_path / "run", f"tuning.dropout={dropout}"))
+    said = next(event.message for event in events if "layout" in event.data)
+    events.close()
+    assert ("drop out alike" in said) == (dropout > 0)
+
+
 def test_a_finished_run_is_a_folder_that_explains_itself(data, base, tmp_path):
     events = list(train(config(data, base, tmp_path / "run")))
     run = tmp_path / "run"

@@ -122,6 +122,8 @@ def _layout(model: PreTrainedModel, rows: list[Row]) -> Generator[Event, None, b
         text = f"Rows are padded side by side: {why_not}"
     else:
         text = f"Rows are computed as prefix trees: {distinct:,} of {total:,} tokens are distinct over the whole data"
+        if any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules()):
+            text += "; rows of a step drop out alike where they share tokens"
     yield Event(0, text, {"layout": "padded" if why_not else "tree", "reason": why_not, "tokens": total, "distinct_tokens": distinct})
     return why_not is None
 
