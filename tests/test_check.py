@@ -164,8 +164,8 @@ def test_nothing_read(tmp_path: Path) -> None:
         f"{tmp_path}: no rows read",
         "",
         "error: is_a_directory",
-        "  This is a directory",
-        "  -> Name the file inside it.",
+        "  This is a directory without a data file (.jsonl, .ndjson, .csv, .tsv, .txt, .parquet, .arrow)",
+        "  -> Name the file, or the split's folder.",
     ]
 
 

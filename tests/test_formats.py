@@ -69,7 +69,7 @@ BAD_ROWS: dict[str, tuple[str | bytes, set[str]]] = {
     "string": ('"a"', {"not_an_object"}),
     "number": ("7", {"not_an_object"}),
     "empty object": ("{}", {"unknown_record"}),
-    "ShareGPT": ('{"conversations": []}', {"unknown_record"}),
+    "ShareGPT": ('{"conversations": []}', {"no_messages"}),
     "messages null": ('{"messages": null}', {"messages_not_a_list"}),
     "messages a string": ('{"messages": "hi"}', {"messages_not_a_list"}),
     "messages empty": ('{"messages": []}', {"no_messages"}),
@@ -160,10 +160,13 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "UTF-16 without BOM": (GOOD.encode("utf-16-le"), "utf16_file"),
     "UTF-16 big-endian": (GOOD.encode("utf-16-be"), "utf16_file"),
     "UTF-32": (GOOD.encode("utf-32"), "utf16_file"),
-    "gzip": (gzip.compress(GOOD.encode()), "not_text"),
+    "gzip, cut off": (gzip.compress(GOOD.encode())[:-12], "damaged_file"),
+    "gzip in gzip": (gzip.compress(gzip.compress(GOOD.encode())), "not_text"),
+    "gzip bomb": (gzip.compress(bytes(150_000_000)), "expands_too_much"),
+    "gzip bomb of lines": (gzip.compress((b" " * 999_999 + b"\n") * 101), "expands_too_much"),
     "zip or xlsx": (b"PK\x03\x04" + b"\0" * 40, "not_text"),
-    "zstd": (b"\x28\xb5\x2f\xfd\x00", "not_text"),
-    "Parquet": (b"PAR1\x15\x04", "not_text"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x00", "damaged_file"),
+    "Parquet": (b"PAR1\x15\x04", "damaged_file"),
 }
 
 

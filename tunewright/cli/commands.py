@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from tunewright.data.formats import Format
 
 app = typer.Typer(
     help="Fine-tune a language model on your own machine: check a file, train, evaluate, chat.",
@@ -18,6 +21,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs, one object a line.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="A setting, e.g. `tuning.rank=8`. May be repeated.")]
+As = Annotated[str | None, typer.Option("--format", help="Take every row as this kind, instead of what its keys say; an unknown one lists them.")]
 
 
 @app.command()
@@ -30,15 +34,33 @@ def demo(out: Annotated[Path, typer.Option(help="Where the run goes; an earlier 
 
 @app.command()
 def check(
-    data: Annotated[Path, typer.Argument(help="Training file: JSONL, or CSV with text and label.")],
+    data: Annotated[Path, typer.Argument(help="Training data: a file, a quoted pattern, or a folder of Parquet or Arrow files.")],
     validation: Annotated[Path | None, typer.Option(help="Validation file, checked beside it.")] = None,
+    as_format: As = None,
     as_json: Json = False,
 ) -> None:
     """Look a data file over: every problem with its line and how to mend it. Exit code 3 if any is an error."""
     from tunewright.data.check import check, render
 
-    report = check(data, validation)
+    report = check(data, validation, as_format=_format(as_format))
     print(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else render(report))
+    raise typer.Exit(0 if report.ok else 3)
+
+
+@app.command()
+def convert(
+    data: Annotated[Path, typer.Argument(help="A file, a quoted pattern, or a folder, in any format that `check` reads.")],
+    out: Annotated[Path, typer.Argument(help="The JSON lines to write, as OpenAI's fine-tuning API takes them. Must not exist.")],
+    as_format: As = None,
+    as_json: Json = False,
+) -> None:
+    """Write data in OpenAI's format. Rows with errors are left out, and said: then the exit code is 3."""
+    from tunewright.data.check import render, summary
+    from tunewright.data.convert import convert
+
+    report = summary(convert(data, out, _format(as_format)))
+    record = {"out": str(out), "written": report.sound, **report.to_dict()}
+    print(json.dumps(record, ensure_ascii=False) if as_json else f"{render(report)}\n\n{out}: {report.sound:,} rows written")
     raise typer.Exit(0 if report.ok else 3)
 
 
@@ -123,3 +145,13 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
         print(f"tunewright {__version__}")
         raise typer.Exit
+
+
+def _format(name: str | None) -> Format | None:
+    from tunewright.data.formats import FORMATS
+    from tunewright.errors import BadConfig
+
+    found = next((known for known in FORMATS if known == name), None)
+    if name is not None and found is None:
+        raise BadConfig(f"--format {name!r} is not known; choose one of {', '.join(FORMATS)}", code="unknown_format", param="--format")
+    return found

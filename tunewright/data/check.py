@@ -58,13 +58,13 @@ class Report:
         }
 
 
-def check(path: Path, validation: Path | None = None, minimum: int = MIN_EXAMPLES) -> Report:
+def check(path: Path, validation: Path | None = None, minimum: int = MIN_EXAMPLES, as_format: Format | None = None) -> Report:
     """Check a training file and, if given, the validation file beside it. Whatever they hold, this raises nothing."""
-    reading = read(path, minimum)
+    reading = read(path, minimum, as_format)
     report = _report(reading, _repeats(reading.examples))
     if validation is None:
         return report
-    other = read(validation, minimum=1)
+    other = read(validation, 1, as_format)
     differing = list(_differing_formats(reading, other))
     shared = list(_shared(reading.examples, other.examples))
     return replace(
@@ -72,6 +72,11 @@ def check(path: Path, validation: Path | None = None, minimum: int = MIN_EXAMPLE
         faults=_sorted([*report.faults, *shared]),
         validation=_report(other, [*_repeats(other.examples), *differing]),
     )
+
+
+def summary(reading: Reading) -> Report:
+    """The report on what was read, without what compares rows."""
+    return _report(reading, ())
 
 
 def render(report: Report) -> str:

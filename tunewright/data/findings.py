@@ -23,6 +23,13 @@ class Notes:
             seen[1] = line
             seen[2] += 1
 
+    def take(self, other: Notes, offset: int) -> None:
+        """Add what was noted of a file whose first line is line `offset` + 1."""
+        for key, (first, last, count) in other._seen.items():
+            mine = self._seen.setdefault(key, [first + offset, last + offset, 0])
+            mine[1], mine[2] = last + offset, mine[2] + count
+            self._mend[key] = other._mend[key]
+
     def faults(self) -> list[Fault]:
         """One warning for each thing noted."""
         return [

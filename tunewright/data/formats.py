@@ -5,37 +5,38 @@ Every row either becomes an example or has an error that says why not: nothing i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from tunewright.data.chat import chat
+from tunewright.data.container import records
 from tunewright.data.example import Completion, Example, Labelled
 from tunewright.data.findings import Findings, Notes, quoted
-from tunewright.data.jsonl import Record, json_records
-from tunewright.data.lines import lines, not_readable, open_data
+from tunewright.data.foreign import alpaca, document, question_answer, sharegpt
+from tunewright.data.lines import not_readable
 from tunewright.data.pairs import pair
-from tunewright.data.table import DELIMITERS, csv_records
 from tunewright.errors import BadData, Fault
 
-Format = Literal["chat", "completion", "labelled", "pair"]
-"""What a record is. The container, JSON lines or CSV, follows from the file's first bytes, else from its name."""
+Format = Literal["chat", "completion", "labelled", "pair", "alpaca", "sharegpt", "question_answer", "document"]
+"""What a record is. The container, such as JSON lines or Parquet, follows from the file's first bytes, else from its name."""
 
 MIN_EXAMPLES = 10
 """A training file's fewest rows, as in OpenAI's API."""
 
-_FORMATS: dict[Format, str] = {
+FORMATS: dict[Format, str] = {
     "chat": "messages",
     "completion": "prompt + completion",
     "labelled": "text + label",
     "pair": "two answers to one prompt",
+    "alpaca": "instruction + output (Alpaca)",
+    "sharegpt": "conversations (ShareGPT)",
+    "question_answer": "question + answer",
+    "document": "text alone",
 }
 _PAIR = {"preferred_output", "non_preferred_output", "chosen", "rejected"}
 _KNOWN_ELSEWHERE = {
-    "conversations": "Rename it to messages, from to role and value to content (ShareGPT)",
-    "instruction": "Write it as messages: the instruction and input as user, the output as assistant (Alpaca)",
-    "question": "Rename the keys to prompt and completion, or write messages",
     "body": "This is a batch request, not an example: use its body's messages, and add the answer",
 }
 
@@ -68,29 +69,30 @@ def load(path: Path, minimum: int = MIN_EXAMPLES) -> list[Example]:
     return reading.examples
 
 
-def read(path: Path, minimum: int = MIN_EXAMPLES) -> Reading:
-    """Read a file, whatever it holds: what is wrong with it is in the result. `minimum`: the fewest rows to have."""
+def read(path: Path, minimum: int = MIN_EXAMPLES, as_format: Format | None = None) -> Reading:
+    """Read a file, whatever it holds: what is wrong with it is in the result. `minimum`: the fewest rows to have.
+
+    `as_format`: take every record as this, instead of what its keys say.
+    """
     path, notes = Path(path), Notes()
     examples: list[Example] = []
     faults: list[Fault] = []
     format: Format | None = None
     rows = 0
     try:
-        file, head = open_data(path)
-        with file:
-            for record in _records(file, head, path, notes):
-                rows += 1
-                row = Findings(record.line, notes, record.faults)
-                found = None if row.faults else _format_of(record.fields, row)
-                example = _READERS[found](record.fields, row) if found else None
-                if example and found:
-                    format = format or found
-                    if found == format:
-                        examples.append(example)
-                    else:
-                        message = f"The row is {_FORMATS[found]}; those before are {_FORMATS[format]}"
-                        row.error("mixed_formats", message, "Keep one format in a file")
-                faults += row.faults
+        for record in records(path, notes, text=as_format == "document"):
+            rows += 1
+            row = Findings(record.line, notes, record.faults)
+            found = None if row.faults else as_format or _format_of(record.fields, row, format)
+            example = _READERS[found](record.fields, row) if found else None
+            if example and found:
+                format = format or found
+                if found == format:
+                    examples.append(example)
+                else:
+                    message = f"The row is {FORMATS[found]}; those before are {FORMATS[format]}"
+                    row.error("mixed_formats", message, "Keep one format in a file")
+            faults += row.faults
         faults += _file_faults(rows, minimum)
     except BadData as bad:
         faults += bad.faults
@@ -98,18 +100,6 @@ def read(path: Path, minimum: int = MIN_EXAMPLES) -> Reading:
         faults += not_readable(path, error).faults
     faults += notes.faults()
     return Reading(path, examples, sorted(faults, key=lambda fault: fault.line), format, rows)
-
-
-def _records(file: BinaryIO, head: bytes, path: Path, notes: Notes) -> Iterator[Record]:
-    """The file's records, as JSON lines or CSV."""
-    start = head.lstrip()
-    first_line = start.split(b"\n", 1)[0].decode("utf-8", "replace")
-    delimiter = max(DELIMITERS, key=first_line.count)
-    columns = {name.strip().strip('"').strip() for name in first_line.split(delimiter)}
-    is_csv = path.suffix.lower() in (".csv", ".tsv") and not start.startswith((b"{", b"["))
-    if is_csv or {"text", "label"} <= columns or {"prompt", "completion"} <= columns:
-        return csv_records(lines(file, notes), path, notes, delimiter)
-    return json_records(lines(file, notes), path, notes)
 
 
 def _file_faults(rows: int, minimum: int) -> list[Fault]:
@@ -121,17 +111,26 @@ def _file_faults(rows: int, minimum: int) -> list[Fault]:
     return []
 
 
-def _format_of(fields: dict[str, Any], row: Findings) -> Format | None:
+def _format_of(fields: dict[str, Any], row: Findings, before: Format | None) -> Format | None:
     if "messages" in fields:
         return "chat"
     if _PAIR & fields.keys():
         return "pair"
     if "completion" in fields or "prompt" in fields:
         return "completion"
+    if "conversations" in fields:
+        return "sharegpt"
+    if "instruction" in fields:
+        return "alpaca"
+    if "question" in fields and "answer" in fields:
+        return "question_answer"
+    # A label that is missing in one row of many stays a fault.
+    if "text" in fields and "label" not in fields and before in (None, "document"):
+        return "document"
     if "label" in fields or "text" in fields:
         return "labelled"
     keys = f"has the keys {', '.join(map(quoted, list(fields)[:6]))}{' …' if len(fields) > 6 else ''}" if fields else "is empty"
-    mend = next((mend for name, mend in _KNOWN_ELSEWHERE.items() if name in fields), "Write one of these four")
+    mend = next((mend for name, mend in _KNOWN_ELSEWHERE.items() if name in fields), "Write one of these, or force one with --format")
     row.error("unknown_record", f"The record {keys}; needed are messages, prompt + completion, text + label, or a pair", mend)
     return None
 
@@ -180,4 +179,8 @@ _READERS: dict[Format, Callable[[dict[str, Any], Findings], Example | None]] = {
     "completion": completion,
     "labelled": labelled,
     "pair": pair,
+    "alpaca": alpaca,
+    "sharegpt": sharegpt,
+    "question_answer": question_answer,
+    "document": document,
 }

@@ -46,7 +46,7 @@ class _Parser:
             self.found.append(_TOO_DEEP)
         else:
             if text.count("{") + text.count("[") > MAX_DEPTH or _DUBIOUS_ESCAPE.search(text):
-                self._inspect(value)
+                self.found += faults_inside(value)
             return value
         return None
 
@@ -77,32 +77,35 @@ class _Parser:
     def _constant(self, name: str) -> None:
         self.found.append(("not_a_number", f"{name} is not JSON", "Write null, or a number"))
 
-    def _inspect(self, value: Any) -> None:
-        """Look at every text and at the depth, without recursion."""
-        level, depth, texts = [value], 0, []
-        while level:
-            depth += 1
-            below: list[Any] = []
-            for item in level:
-                if isinstance(item, str):
-                    texts.append(item)
-                elif isinstance(item, list):
-                    below += item
-                elif isinstance(item, dict):
-                    texts += item
-                    below += item.values()
-            level = below
-        if depth > MAX_DEPTH + 1:
-            self.found.append(_TOO_DEEP)
-        if any("\0" in text for text in texts):
-            self.found.append(_NUL)
-        if halves := re.search("[\ud800-\udfff]", "\n".join(texts)):
-            message = f"A text holds \\u{ord(halves[0]):04x}, half of a character that UTF-8 cannot say"
-            self.found.append(("lone_surrogate", message, "Write the whole character, or remove the half"))
-
 
 _TOO_DEEP = ("nested_too_deep", f"Lists or objects are nested more than {MAX_DEPTH} deep", "Flatten the record")
 _NUL = ("nul_character", "A text holds a NUL character", "Remove it; it often stems from a damaged or UTF-16 source")
+
+
+def faults_inside(value: Any) -> list[tuple[str, str, str]]:
+    """What is wrong in a parsed value, at any depth and without recursion: (code, message, mend)."""
+    found: list[tuple[str, str, str]] = []
+    level, depth, texts = [value], 0, []
+    while level:
+        depth += 1
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                texts.append(item)
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, dict):
+                texts += item
+                below += item.values()
+        level = below
+    if depth > MAX_DEPTH + 1:
+        found.append(_TOO_DEEP)
+    if any("\0" in text for text in texts):
+        found.append(_NUL)
+    if halves := re.search("[\ud800-\udfff]", "\n".join(texts)):
+        message = f"A text holds \\u{ord(halves[0]):04x}, half of a character that UTF-8 cannot say"
+        found.append(("lone_surrogate", message, "Write the whole character, or remove the half"))
+    return found
 
 
 def json_records(lines: Iterable[Line], path: Path, notes: Notes) -> Iterator[Record]:

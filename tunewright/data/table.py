@@ -13,6 +13,8 @@ from tunewright.errors import Fault
 
 DELIMITERS = ",;\t"
 
+_NEEDED = (("text", "label"), ("prompt", "completion"), ("prompt", "chosen", "rejected"), ("instruction", "output"), ("question", "answer"))
+
 
 class _RecordTooLong(Exception):
     pass
@@ -80,9 +82,8 @@ def _header(row: list[str], fault: Fault | None, path: Path) -> list[str]:
     if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
         message = f"The header names {', '.join(map(quoted, twice))} more than once"
         raise whole(path, "duplicate_column", message, "Keep one of the columns")
-    for needed in (("text", "label"), ("prompt", "completion")):
-        if set(needed) <= set(columns):
-            return columns
+    if any(set(needed) <= set(columns) for needed in _NEEDED):
+        return columns
     names = ", ".join(map(quoted, columns[:8])) + (" …" if len(columns) > 8 else "")
     known = set(columns) & {"text", "label", "prompt", "completion"}
     code, message = ("missing_column", "The header lacks a column") if known else ("missing_header", "The first line is no header")

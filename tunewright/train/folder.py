@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.config import TrainConfig
+from tunewright.data.container import files
 from tunewright.errors import BadConfig, RunFailed
 from tunewright.event import Event
 
@@ -95,7 +96,10 @@ def write_json(place: Path, record: dict[str, Any]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's bytes."""
+    """The hash of a file's bytes; of several files that a pattern or a folder names, that of their hashes."""
+    found = files(path)
+    if len(found) > 1 or found[0] != path:
+        return hashlib.sha256("".join(map(sha256, found)).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
