@@ -1,24 +1,30 @@
-"""Run the demo and draw what it prints, for the README.
+"""Draw what a command printed, for the README.
 
-python recipes/picture.py docs/demo.svg
+COLUMNS=100 make demo | python recipes/picture.py "make demo" docs/demo.svg
 """
 
+import io
+import re
 import sys
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
-from tunewright.cli.demo import demo
+STYLES = {r"^\d\. .*$": "bold", r"\bbetter\b|\bright\b": "green", r"\bwrong\b|\bworse\b": "red", r"^(step|Epoch|Checkpoint) .*$": "dim"}
 
 
 def main() -> None:
-    console = Console(record=True, width=100, force_terminal=True)
-    with tempfile.TemporaryDirectory() as folder:
-        demo(Path(folder) / "runs" / "demo", console=console)
-        console.save_svg(sys.argv[1], title="make demo")
-        picture = Path(sys.argv[1])
-        picture.write_text(picture.read_text().replace(f"{folder}/", ""))
+    title, place = sys.argv[1:]
+    console = Console(record=True, width=100, file=io.StringIO())
+    for line in sys.stdin.read().splitlines():
+        text = Text(line)
+        for pattern, style in STYLES.items():
+            text.highlight_regex(pattern, style)
+        console.print(text, soft_wrap=True)
+    # rich names a font on a web server; a picture that is looked at offline takes the system's.
+    drawn = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=title), flags=re.DOTALL)
+    Path(place).write_text(drawn)
 
 
 if __name__ == "__main__":
