@@ -10,7 +10,7 @@ SOURCES := $(wildcard tunewright tests recipes benchmarks setup_env.py)
 .PHONY: help setup demo test check static format lint types layers fix lock clean
 
 help:
-	@echo 'make demo    check, train, evaluate and try a small model; two to three minutes'
+	@echo 'make demo    check, train, evaluate and try a small model; about two minutes'
 	@echo 'make test    the whole test suite'
 	@echo 'make check   format, lint, types, layers, tests: what CI runs'
 	@echo 'make fix     format the code and mend what the linter can mend'
