@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tunewright.data.content import near_duplicates, near_validation, warnings
 from tunewright.data.example import Chat, Completion, Example, Labelled, Message, Pair
 from tunewright.data.findings import quoted
 from tunewright.data.formats import MIN_EXAMPLES, Format, Reading, read
@@ -61,16 +62,16 @@ class Report:
 def check(path: Path, validation: Path | None = None, minimum: int = MIN_EXAMPLES, as_format: Format | None = None) -> Report:
     """Check a training file and, if given, the validation file beside it. Whatever they hold, this raises nothing."""
     reading = read(path, minimum, as_format)
-    report = _report(reading, _repeats(reading.examples))
+    report = _report(reading, _within(reading.examples))
     if validation is None:
         return report
     other = read(validation, 1, as_format)
     differing = list(_differing_formats(reading, other))
-    shared = list(_shared(reading.examples, other.examples))
+    shared = [*_shared(reading.examples, other.examples), *near_validation(reading.examples, other.examples)]
     return replace(
         report,
         faults=_sorted([*report.faults, *shared]),
-        validation=_report(other, [*_repeats(other.examples), *differing]),
+        validation=_report(other, [*_within(other.examples), *differing]),
     )
 
 
@@ -146,6 +147,10 @@ def _turn(message: Message) -> Hashable:
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
+
+
+def _within(examples: Sequence[Example]) -> list[Fault]:
+    return [*_repeats(examples), *near_duplicates(examples), *warnings(examples)]
 
 
 def _repeats(examples: Sequence[Example]) -> Iterator[Fault]:
