@@ -6,6 +6,7 @@ Source: Broder, On the resemblance and containment of documents (1997); the sket
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 ALIKE = 0.8
 """Two texts are near duplicates from this share of common word triples (Jaccard)."""
@@ -15,6 +16,7 @@ MIN_WORDS = 8
 
 _PERMUTATIONS, _BANDS = 128, 32  # finds 99.9 % of pairs at 0.7, the verification drops those under ALIKE
 _CANDIDATES = 32
+_LIKELY = 0.65  # four standard errors below ALIKE
 _PASSAGE = 60  # words: a beginning this long, and half of the text, is taken for a passage
 
 
@@ -28,19 +30,25 @@ def near(texts: Sequence[str], known: Sequence[str] = ()) -> Iterator[tuple[int,
 
     index = RMinHashLSH(ALIKE, _PERMUTATIONS, _BANDS)
     earlier = known or texts
+    sketches: dict[int, Any] = {}
     for start, batch in _batches(known):
-        index.insert_many(RMinHash.from_token_sets([list(triples_of(text)) for text in batch], _PERMUTATIONS, 1), start)
+        made = RMinHash.from_token_sets([list(triples_of(text)) for text in batch], _PERMUTATIONS, 1)
+        index.insert_many(made, start)
+        sketches.update(enumerate(made, start))
     for start, batch in _batches(texts):
         triples = [triples_of(text) for text in batch]
         for at, sketch in enumerate(RMinHash.from_token_sets([list(one) for one in triples], _PERMUTATIONS, 1)):
             i, mine = start + at, triples[at]
             if not mine:
                 continue
-            found = next((j for j in sorted(index.query(sketch))[:_CANDIDATES] if alike(mine, triples_of(earlier[j])) >= ALIKE), None)
+            # The sketches tell most candidates apart, in a fraction of the time that counting takes.
+            likely = [j for j in sorted(index.query(sketch)) if sketches[j].jaccard(sketch) >= _LIKELY][:_CANDIDATES]
+            found = next((j for j in likely if alike(mine, triples_of(earlier[j])) >= ALIKE), None)
             if found is not None:
                 yield i, found, _only_begins(texts[i], earlier[found])
             elif not known:
                 index.insert(i, sketch)
+                sketches[i] = sketch
 
 
 def alike(one: set[str], other: set[str]) -> float:
