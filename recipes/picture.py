@@ -16,7 +16,7 @@ STYLES = {r"^\d\. .*$": "bold", r"\bbetter\b|\bright\b": "green", r"\bwrong\b|\b
 
 def main() -> None:
     title, place = sys.argv[1:]
-    console = Console(record=True, width=100, file=io.StringIO())
+    console = Console(record=True, width=120, file=io.StringIO())
     for line in sys.stdin.read().splitlines():
         text = Text(line)
         for pattern, style in STYLES.items():
