@@ -118,7 +118,7 @@ REFUSED = [
     # what is asked, the exit code, a part of what is said
     ("train", 2, "Give a training file (--data FILE) or a config"),
     ("train --data missing.jsonl --model base --out {}", 3, "missing.jsonl: There is no such file"),
-    ("train --data base --model base --out {}", 3, "This is a directory. Name the file inside it"),
+    ("train --data base --model base --out {}", 3, "This is a directory without a data file"),
     ("train --data empty.jsonl --model base --out {}", 3, "The file is empty"),
     ("train --data latin.jsonl --model base --out {}", 3, "is not UTF-8"),
     ("train --data valid.jsonl --model base --out {}", 3, "at least 10 are needed"),
