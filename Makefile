@@ -50,7 +50,7 @@ fix: setup
 	$(BIN)/ruff check --fix $(SOURCES)
 
 lock: setup
-	$(BIN)/uv pip compile --quiet pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile --quiet pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header --no-emit-package torch --output-file requirements.lock
 
 clean:
