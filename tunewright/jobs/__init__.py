@@ -1,0 +1,1 @@
+"""The queue, the workers, where they run."""
