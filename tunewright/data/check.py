@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.data.content import near_duplicates, near_validation, warnings
-from tunewright.data.example import Chat, Completion, Example, Labelled, Message, Pair
+from tunewright.data.example import Chat, Completion, Example, Labelled, Message, Pair, input_and_answer
 from tunewright.data.findings import quoted
 from tunewright.data.formats import MIN_EXAMPLES, Format, Reading, read
 from tunewright.errors import Fault
@@ -124,31 +124,6 @@ def _sorted(faults: list[Fault]) -> tuple[Fault, ...]:
     return tuple(sorted(faults, key=lambda fault: fault.line))
 
 
-def _input_and_answer(example: Example) -> tuple[Hashable, Hashable]:
-    """What is given and what is to follow, comparable between rows. The input is falsy where nothing is given."""
-    match example:
-        case Completion():
-            return example.prompt, example.completion
-        case Labelled():
-            return example.text, example.label
-        case Chat():
-            turns = tuple(map(_turn, example.messages))
-            # Tools alone ask nothing, so without messages before the answer there is no input.
-            given = (turns[:-1], _canonical(list(example.tools))) if turns[:-1] else ()
-            return given, turns[-1]
-        case Pair():
-            # Several pairs for one prompt are no conflict, so only the whole is compared.
-            return (), (_input_and_answer(example.chosen), _input_and_answer(example.rejected))
-
-
-def _turn(message: Message) -> Hashable:
-    return message.role, message.content, message.trained, _canonical(message.extra) if message.extra else ""
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
 def _within(examples: Sequence[Example]) -> list[Fault]:
     return [*_repeats(examples), *near_duplicates(examples), *warnings(examples)]
 
@@ -160,7 +135,7 @@ def _repeats(examples: Sequence[Example]) -> Iterator[Fault]:
     repeated: list[tuple[int, int]] = []
     conflicting: dict[Hashable, tuple[int, int]] = {}
     for example in examples:
-        key = given, answer = _input_and_answer(example)
+        key = given, answer = input_and_answer(example)
         if (first := rows.setdefault(key, example.line)) != example.line:
             repeated.append((example.line, first))
         if given:
@@ -183,12 +158,12 @@ def _shared(training: Sequence[Example], validation: Sequence[Example]) -> Itera
     inputs_there: dict[Hashable, int] = {}
     rows_there: set[Hashable] = set()
     for example in validation:
-        key = given, _ = _input_and_answer(example)
+        key = given, _ = input_and_answer(example)
         inputs_there.setdefault(given or key, example.line)
         rows_there.add(key)
     hits: list[tuple[int, int, bool]] = []
     for example in training:
-        key = given, _ = _input_and_answer(example)
+        key = given, _ = input_and_answer(example)
         if (there := inputs_there.get(given or key)) is not None:
             hits.append((example.line, there, key in rows_there))
     if hits:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,3 +58,28 @@ class Pair:
 
 
 Example = Chat | Completion | Labelled | Pair
+
+
+def input_and_answer(example: Example) -> tuple[Hashable, Hashable]:
+    """What is given and what is to follow, comparable between rows. The input is falsy where nothing is given."""
+    match example:
+        case Completion():
+            return example.prompt, example.completion
+        case Labelled():
+            return example.text, example.label
+        case Chat():
+            turns = tuple(map(_turn, example.messages))
+            # Tools alone ask nothing, so without messages before the answer there is no input.
+            given = (turns[:-1], _canonical(list(example.tools))) if turns[:-1] else ()
+            return given, turns[-1]
+        case Pair():
+            # Several pairs for one prompt are no conflict, so only the whole is compared.
+            return (), (input_and_answer(example.chosen), input_and_answer(example.rejected))
+
+
+def _turn(message: Message) -> Hashable:
+    return message.role, message.content, message.trained, _canonical(message.extra) if message.extra else ""
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

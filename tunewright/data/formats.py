@@ -15,6 +15,7 @@ from tunewright.data.container import records
 from tunewright.data.example import Completion, Example, Labelled
 from tunewright.data.findings import Findings, Notes, quoted
 from tunewright.data.foreign import alpaca, document, question_answer, sharegpt
+from tunewright.data.jsonl import Record
 from tunewright.data.lines import not_readable
 from tunewright.data.pairs import pair
 from tunewright.errors import BadData, Fault
@@ -82,17 +83,10 @@ def read(path: Path, minimum: int = MIN_EXAMPLES, as_format: Format | None = Non
     try:
         for record in records(path, notes, text=as_format == "document"):
             rows += 1
-            row = Findings(record.line, notes, record.faults)
-            found = None if row.faults else as_format or _format_of(record.fields, row, format)
-            example = _READERS[found](record.fields, row) if found else None
-            if example and found:
-                format = format or found
-                if found == format:
-                    examples.append(example)
-                else:
-                    message = f"The row is {FORMATS[found]}; those before are {FORMATS[format]}"
-                    row.error("mixed_formats", message, "Keep one format in a file")
-            faults += row.faults
+            example, format, wrong = parse(record, notes, format, as_format)
+            if example:
+                examples.append(example)
+            faults += wrong
         faults += _file_faults(rows, minimum)
     except BadData as bad:
         faults += bad.faults
@@ -100,6 +94,17 @@ def read(path: Path, minimum: int = MIN_EXAMPLES, as_format: Format | None = Non
         faults += not_readable(path, error).faults
     faults += notes.faults()
     return Reading(path, examples, sorted(faults, key=lambda fault: fault.line), format, rows)
+
+
+def parse(record: Record, notes: Notes, before: Format | None, as_format: Format | None) -> tuple[Example | None, Format | None, list[Fault]]:
+    """One record as an example, or None with what is wrong; and the file's format, which is that of its first example (`before`)."""
+    row = Findings(record.line, notes, record.faults)
+    found = None if row.faults else as_format or _format_of(record.fields, row, before)
+    example = _READERS[found](record.fields, row) if found else None
+    if example and found and found != (before or found):
+        row.error("mixed_formats", f"The row is {FORMATS[found]}; those before are {FORMATS[before or found]}", "Keep one format in a file")
+        example = None
+    return example, before or (found if example else None), row.faults
 
 
 def _file_faults(rows: int, minimum: int) -> list[Fault]:
