@@ -105,6 +105,8 @@ def _on_bar(progress: Progress, task: int, event: Event) -> None:
     if "train_loss" in data:
         speed = f"{data['tokens_per_second']:,.0f} tokens/s"
         progress.update(progress.task_ids[task], loss=f"loss {data['train_loss']:.3f}", speed=speed)
+        if text := _epoch(event):
+            progress.console.print(text, highlight=False)
     else:
         style = {"warn": "yellow", "error": "red"}.get(event.level, "dim")
         progress.console.print(event.message, style=style, highlight=False, markup=False)
@@ -114,9 +116,17 @@ def _line(event: Event) -> None:
     """Every event but most of the steps: the first, and then each tenth of the run."""
     total = event.data.get("total_steps", 0)
     if "train_loss" in event.data:
+        data = event.data
+        if text := _epoch(event):
+            print(text, flush=True)
         if event.step != 1 and event.step % max(1, total // 10):
             return
-        data = event.data
         print(f"step {event.step}/{total}  loss {data['train_loss']:.3f}  {data['tokens_per_second']:,.0f} tokens/s", flush=True)
     else:
         print(event.message, file=sys.stderr if event.level != "info" else sys.stdout, flush=True)
+
+
+def _epoch(event: Event) -> str:
+    """How the full validation set did, where an event says it."""
+    found = {name.removeprefix("full_valid_").replace("_", " "): value for name, value in event.data.items() if name.startswith("full_valid_")}
+    return f"Epoch {event.data['epoch']}: full validation " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()) if found else ""

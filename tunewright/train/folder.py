@@ -69,7 +69,8 @@ def open_run(config: TrainConfig) -> TrainConfig:
                 param="out",
             )
         return resolved
-    if others := [path.name for path in config.out.iterdir() if path.name != "lock"]:
+    # A process killed while it wrote its very first file leaves that file's beginning.
+    if others := [path.name for path in config.out.iterdir() if path.name != "lock" and not path.name.startswith(".tmp-")]:
         raise BadConfig(f"{config.out} is not empty ({others[0]}) and holds no run; choose another --out", code="folder_not_empty", param="out")
     write_json(place, resolved.model_dump(mode="json"))
     return resolved

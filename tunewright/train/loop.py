@@ -6,7 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -59,8 +59,6 @@ def _steps(run: Run) -> Iterator[Event]:
     plan, progress = run.plan, run.progress
     each = steps_per_epoch(len(run.rows), plan.batch_size)
     bad, saved_at, every = 0, time.monotonic(), run.config.checkpoints.every_steps
-    if progress.step == (progress.epochs + 1) * each:
-        yield from _end_epoch(run)  # the run was stopped between the epoch's last step and its end
     for step, epoch, chosen in steps(len(run.rows), plan.batch_size, plan.n_epochs, run.order, progress.step):
         if progress.stopped_early:
             return
@@ -69,12 +67,16 @@ def _steps(run: Run) -> Iterator[Event]:
         progress.step = step
         progress.trained_tokens += result.count
         bad = 0 if result.applied else bad + 1
+        # One event holds all numbers of a step, and an epoch is counted before anything is said: a run can be closed at any event.
+        metrics, ends = _metrics(run, step, epoch, rate, result), step % each == 0
+        if ends:
+            metrics = _with_full_validation(run, metrics)
         if not result.applied:
             yield Event(step, f"Step {step}: the loss or its gradient is not finite; the step was not applied", level="warn")
         if bad == BAD_STEPS:
             raise _diverged(run, step)
-        yield _metrics(run, step, epoch, rate, result)
-        if step % each == 0:
+        yield metrics
+        if ends:
             yield from _end_epoch(run)
             saved_at = time.monotonic()
         elif step % every == 0 if every != "auto" else time.monotonic() - saved_at > AUTOSAVE_SECONDS:
@@ -168,24 +170,31 @@ def _metrics(run: Run, step: int, epoch: int, rate: float, result: StepResult) -
         size = min(run.plan.batch_size, len(run.validation))
         first = (step // run.plan.evaluate_every - 1) * size
         data |= validate(run, [run.validation[i % len(run.validation)] for i in range(first, first + size)], "valid")
-    return Event(step, f"Step {step}/{run.plan.total_steps}: training loss={result.loss:.2f}", data, kind="metrics")
+    text = f"Step {step}/{run.plan.total_steps}: training loss={result.loss:.2f}"
+    if "valid_loss" in data:
+        text += f", validation loss={data['valid_loss']:.2f}"
+    return Event(step, text, data, kind="metrics")
+
+
+def _with_full_validation(run: Run, metrics: Event) -> Event:
+    """The metrics of an epoch's last step, with those of the full validation set; notes how the epoch did."""
+    progress = run.progress
+    progress.epochs += 1
+    if not run.validation:
+        return metrics
+    found = validate(run, run.validation, "full_valid")
+    loss = found["full_valid_loss"]
+    if math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss):
+        progress.best_loss, progress.best_step, progress.epochs_without_gain = loss, progress.step, 0
+    else:
+        progress.epochs_without_gain += 1
+    progress.stopped_early = 0 < run.config.evaluation.patience <= progress.epochs_without_gain
+    return replace(metrics, message=f"{metrics.message}, full validation loss={loss:.2f}", data={**metrics.data, **found})
 
 
 def _end_epoch(run: Run) -> Iterator[Event]:
-    """The full validation set, the checkpoint of the epoch, and whether to go on."""
+    """The checkpoint of the epoch, and whether to go on."""
     progress = run.progress
-    progress.epochs = epoch = progress.epochs + 1
-    if run.validation:
-        found = validate(run, run.validation, "full_valid")
-        loss = found["full_valid_loss"]
-        text = f"Epoch {epoch}: full validation " + ", ".join(f"{name[11:].replace('_', ' ')}={value:.3f}" for name, value in found.items())
-        if math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss):
-            progress.best_loss, progress.best_step, progress.epochs_without_gain = loss, progress.step, 0
-        else:
-            progress.epochs_without_gain += 1
-        patience = run.config.evaluation.patience
-        progress.stopped_early = 0 < patience <= progress.epochs_without_gain
-        yield Event(progress.step, text, {"epoch": epoch, "total_steps": run.plan.total_steps, **found}, kind="metrics")
     yield from _checkpoint(run)
     if progress.stopped_early:
         text = f"Stopped early: {progress.epochs_without_gain} epochs without a better validation loss than {progress.best_loss:.3f}"
@@ -199,7 +208,8 @@ def _checkpoint(run: Run) -> Iterator[Event]:
     except checkpoint.DiskFull as problem:
         yield Event(run.progress.step, problem.message, {"code": problem.code}, "warn")
         return
-    yield Event(run.progress.step, f"Checkpoint created at step {run.progress.step}", {"checkpoint": place.name})
+    data = {"checkpoint": place.name, "epoch": checkpoint.state_of(place)["epoch"]}
+    yield Event(run.progress.step, f"Checkpoint created at step {run.progress.step}", data)
 
 
 def _save(run: Run) -> Path:

@@ -223,8 +223,9 @@ def _go_on(run: Run) -> Iterator[Event]:
     for place, wrong in list(checkpoint.newest(run.checkpoints)):
         if wrong is None:
             checkpoint.restore(place, run.model, run.optimizer)
-            run.progress = Progress(**checkpoint.state_of(place)["progress"])
-            yield Event(run.progress.step, f"Resumed from checkpoint {place.name}", {"checkpoint": place.name})
+            state = checkpoint.state_of(place)
+            run.progress = Progress(**state["progress"])
+            yield Event(run.progress.step, f"Resumed from checkpoint {place.name}", {"checkpoint": place.name, "epoch": state["epoch"]})
             return
         place.rename(place.with_name(f"damaged-{place.name}"))
         yield Event(0, f"Checkpoint {place.name} is damaged and was set aside: {wrong}", {"checkpoint": place.name}, "warn")
