@@ -18,6 +18,8 @@ TORCH_FREE = [
     "tunewright.data.check",
     "tunewright.data.formats",
     "tunewright.data.sampler",
+    "tunewright.jobs.launch",
+    "tunewright.jobs.store",
 ]
 
 

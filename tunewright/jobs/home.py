@@ -8,6 +8,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunewright.errors import Problem
 
@@ -73,10 +74,22 @@ def alive(pid: int, started: float) -> bool:
         return False
 
 
-def read_json(path: Path) -> dict[str, object] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """A small JSON file of our own, or None where it is not there (yet) or torn."""
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def link(home: Home, job_id: str, training_file: str, validation_file: str | None) -> None:
+    """Give a job its own names for its files' bytes: they stay while the job does, also where the files are deleted.
+
+    Raises FileNotFoundError.
+    """
+    folder = home.job(job_id)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for file, name in ((training_file, "training.jsonl"), (validation_file, "validation.jsonl")):
+        if file and not (folder / name).exists():
+            os.link(home.file(file), folder / name)

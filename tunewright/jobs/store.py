@@ -114,8 +114,10 @@ class Job(Table):
     id: Mapped[str] = mapped_column(String(64), unique=True)
     owner: Mapped[str] = mapped_column(String(64))
     key_id: Mapped[str] = mapped_column(String(64))
-    once: Mapped[str | None] = mapped_column(String(64), unique=True)
-    """Hash of who asked, what, and when first: a creation that is sent again finds its job by it."""
+    asked: Mapped[str] = mapped_column(String(64), index=True)
+    """Hash of who asked and what: a creation that a client sends again finds its job by it."""
+    retries: Mapped[int] = mapped_column(default=0)
+    """How often the client has sent it again."""
     status: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[float]
     started_at: Mapped[float | None]
@@ -221,9 +223,11 @@ class Delivery(Table):
 class Store:
     """A database by its URL, and the clock."""
 
-    def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, url: str, clock: Callable[[], float] = time.time, sinks: tuple[str, ...] = ()) -> None:
+        """`sinks`: who is told of a job's end, of "webhook" and "mail"."""
         self.url = make_url(url)
         self.clock = clock
+        self.sinks = sinks
         self.engine = create_engine(self.url, pool_pre_ping=self.url.get_backend_name() != "sqlite", pool_size=16, max_overflow=16)
         if self.url.get_backend_name() == "sqlite":
             event.listen(self.engine, "connect", _on_connect)

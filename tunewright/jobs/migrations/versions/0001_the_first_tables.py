@@ -36,7 +36,8 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("owner", sa.String(length=64), nullable=False),
         sa.Column("key_id", sa.String(length=64), nullable=False),
-        sa.Column("once", sa.String(length=64), nullable=True),
+        sa.Column("asked", sa.String(length=64), nullable=False),
+        sa.Column("retries", sa.BigInteger(), nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
         sa.Column("created_at", sa.Float(precision=53), nullable=False),
         sa.Column("started_at", sa.Float(precision=53), nullable=True),
@@ -62,9 +63,9 @@ def upgrade() -> None:
         sa.Column("read", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("seq"),
         sa.UniqueConstraint("id"),
-        sa.UniqueConstraint("once"),
     )
     with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_jobs_asked"), ["asked"], unique=False)
         batch_op.create_index("ix_jobs_owner_seq", ["owner", "seq"], unique=False)
         batch_op.create_index("ix_jobs_status_seq", ["status", "seq"], unique=False)
 
@@ -225,6 +226,7 @@ def downgrade() -> None:
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.drop_index("ix_jobs_status_seq")
         batch_op.drop_index("ix_jobs_owner_seq")
+        batch_op.drop_index(batch_op.f("ix_jobs_asked"))
 
     op.drop_table("jobs")
     with op.batch_alter_table("files", schema=None) as batch_op:
