@@ -67,7 +67,17 @@ class Lora(_Strict):
     """Rank-stabilised scale, alpha / sqrt(rank) (Kalajdzievski 2023)."""
 
 
-Tuning = Annotated[Full | TopLayers | Lora, Field(discriminator="kind")]
+class Prompt(_Strict):
+    """Virtual tokens in front of every row: their embeddings are all that trains (Lester et al. 2021), through peft and in its format."""
+
+    kind: Literal["prompt"] = "prompt"
+    virtual_tokens: int = Field(20, ge=1, le=4096)
+    """How many. They take their room from the model's context."""
+    text: Annotated[str, Field(max_length=10_000, pattern=r"\S")] | None = None
+    """A text to begin with, repeated or cut to fit: an instruction in words. Without one they begin as tokens drawn from the vocabulary."""
+
+
+Tuning = Annotated[Full | TopLayers | Lora | Prompt, Field(discriminator="kind")]
 
 
 class Supervised(_Strict):
@@ -96,7 +106,7 @@ class Optimizer(_Strict):
     """AdamW (Loshchilov & Hutter 2019); the same with moments of 8 bits, through bitsandbytes (Dettmers et al. 2021); Adafactor, whose second
     moment takes next to no memory (Shazeer & Stern 2018); or stochastic gradient descent with momentum."""
     learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, le=10)] = "auto"
-    """Peak rate before the multiplier. "auto": 1e-3 for LoRA and 2e-4 for full tuning up to 100M parameters, a fifth of that above; ten times that for SGD."""
+    """Peak rate before the multiplier. "auto": 1e-3 for LoRA, 0.1 for a prompt and 2e-4 for full tuning up to 100M parameters, a fifth of that above; ten times that for SGD."""
     weight_decay: float = Field(0.0, ge=0, le=10)
     """Decoupled weight decay; norms and biases are left out."""
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -265,4 +275,4 @@ def _is_type(part: int | str) -> bool:
     return isinstance(part, str) and (part in _KINDS or "[" in part)
 
 
-_KINDS = {"full", "top_layers", "lora", "supervised", "dpo", "float", "int", "str", "constrained-int", "constrained-float"}
+_KINDS = {"full", "top_layers", "lora", "prompt", "supervised", "dpo", "float", "int", "str", "constrained-int", "constrained-float"}

@@ -24,6 +24,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunewright.data.tokens import Row
 from tunewright.data.tree import plan
+from tunewright.models import virtual
+from tunewright.models.virtual import base_of
 
 if TYPE_CHECKING:
     from tunewright.data.tree import Segment, Tree
@@ -146,10 +148,15 @@ def detach(model: PreTrainedModel) -> None:
 
 
 def follow(model: torch.nn.Module, tree: Layout, **named: Any) -> Any:
-    """What a model (attached), or the part of it without the head, makes of a tree."""
+    """What a model (attached, without peft's wrapping), or the part of it without the head, makes of a tree.
+
+    `inputs_embeds` among what is named stands in for the tree's ids.
+    """
+    if "inputs_embeds" not in named:
+        named["input_ids"] = tree.ids
     token = _following.set(True)
     try:
-        return model(input_ids=tree.ids, position_ids=tree.positions, use_cache=False, tree=tree, **named)
+        return model(position_ids=tree.positions, use_cache=False, tree=tree, **named)
     finally:
         _following.reset(token)
 
@@ -271,8 +278,8 @@ def _by_config(base: PreTrainedModel, model: PreTrainedModel) -> str | None:
     taken = inspect.signature(base.forward).parameters
     if missing := [name for name in ("position_ids", "logits_to_keep") if name not in taken]:
         return f"its forward takes no {missing[0]}"
-    if any(each.is_prompt_learning for each in getattr(model, "peft_config", {}).values()):
-        return "it is tuned by virtual tokens"
+    if any(each.is_prompt_learning for each in getattr(model, "peft_config", {}).values()) and not virtual.count(model):
+        return "its adapter puts keys and values of its own into each layer"
     return None
 
 
@@ -281,13 +288,14 @@ def _try(model: PreTrainedModel) -> str | None:
     """A few tokens, forked at two depths, as a tree and as rows: the same logits, or why not."""
     a, b, c, d, e = (i % model.config.get_text_config().vocab_size for i in range(1, 6))
     ids = [[a, b, c, d, e], [a, b], [a, b, e, d, c, b, a], [a, b, c, a, a], [e, d, c]]
-    tree = plan([Row(np.array(each, np.int32), np.ones(len(each), bool)) for each in ids])
+    tree = plan(virtual.in_front([Row(np.array(each, np.int32), np.ones(len(each), bool)) for each in ids], model))
     device, training = next(model.parameters()).device, model.training
     model.eval()
     try:
         alone = [model(input_ids=torch.tensor([each], device=device), use_cache=False).logits[0].float() for each in ids]
         attach(model)
-        shared = follow(model, Layout.of(tree, device)).logits[0].float()
+        layout = Layout.of(tree, device)
+        shared = follow(base_of(model), layout, **virtual.inputs(model, layout.ids)).logits[0].float()
     except (NotServed, TypeError) as error:
         detach(model)
         return str(error)
@@ -302,8 +310,3 @@ def _try(model: PreTrainedModel) -> str | None:
             f"its logits change by {far:.2g} of {scale:.2g} when rows share their beginnings, so a token's state depends on more than those before it"
         )
     return None
-
-
-def base_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The model inside peft's wrapping, if there is one."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model

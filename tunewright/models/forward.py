@@ -18,7 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from tunewright.data import tree
 from tunewright.data.sampler import micro_batches
-from tunewright.models.attention import Layout, attach, base_of, follow, serves
+from tunewright.models import virtual
+from tunewright.models.attention import Layout, attach, follow, serves
+from tunewright.models.virtual import base_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -122,7 +124,7 @@ def score(model: PreTrainedModel, batch: Batch | TreeBatch, smoothing: float = 0
 
 def _score_padded(model: PreTrainedModel, batch: Batch, smoothing: float) -> Scores:
     needed = (batch.targets != -100).any(dim=0).nonzero().squeeze(1)
-    logits = model(input_ids=batch.ids, use_cache=False, logits_to_keep=needed).logits
+    logits = base_of(model)(**virtual.inputs(model, batch.ids), use_cache=False, logits_to_keep=needed).logits
     targets = batch.targets[:, needed]
     rows, columns = (targets != -100).nonzero(as_tuple=True)
     nll, correct = _nll(logits[rows, columns], targets[rows, columns], smoothing)
@@ -132,16 +134,17 @@ def _score_padded(model: PreTrainedModel, batch: Batch, smoothing: float) -> Sco
 def _score_tree(model: PreTrainedModel, batch: TreeBatch, smoothing: float) -> Scores:
     """A state at a fork predicts several tokens, and a trained token that rows share counts for each of them."""
     attach(model)
+    inputs = virtual.inputs(model, batch.ids)
     at_once = max(LEAST_TOKENS, MOST_LOGITS // model.config.get_text_config().vocab_size)
     if len(batch.state) > at_once and (head := _head(model)):
-        hidden = follow(base_of(model).base_model, batch.layout).last_hidden_state[0, batch.needed[batch.state]]
+        hidden = follow(base_of(model).base_model, batch.layout, **inputs).last_hidden_state[0, batch.needed[batch.state]]
         parts = [
             checkpoint(lambda some, target: _nll(head(some), target, smoothing), some, target, use_reentrant=False, preserve_rng_state=False)
             for some, target in zip(hidden.split(at_once), batch.target.split(at_once), strict=True)
         ]
         nll, correct = (torch.cat(each) for each in zip(*parts, strict=True))
     else:
-        logits = follow(model, batch.layout, logits_to_keep=batch.needed).logits[0]
+        logits = follow(base_of(model), batch.layout, **inputs, logits_to_keep=batch.needed).logits[0]
         nll, correct = _nll(logits if len(batch.state) == len(batch.needed) else logits[batch.state], batch.target, smoothing)
     return Scores(nll[batch.pair], correct[batch.pair], batch.row)
 
@@ -167,7 +170,7 @@ def _plain_head(model: PreTrainedModel, base: PreTrainedModel) -> torch.nn.Modul
     ids = torch.arange(2, device=next(model.parameters()).device)[None]
     model.eval()
     out = base.base_model(input_ids=ids, use_cache=False)
-    plain = hasattr(out, "last_hidden_state") and torch.equal(head(out.last_hidden_state), model(input_ids=ids, use_cache=False).logits)
+    plain = hasattr(out, "last_hidden_state") and torch.equal(head(out.last_hidden_state), base(input_ids=ids, use_cache=False).logits)
     model.train(training)
     return head if plain else None
 
@@ -181,6 +184,7 @@ def score_rows(model: PreTrainedModel, rows: Sequence[Row], budget: int) -> Iter
     Yields (row, its scores) in no particular order.
     """
     device = next(model.parameters()).device
+    rows = virtual.in_front(rows, model)
     shared = serves(model, max((len(row.ids) for row in rows), default=0)) is None
     for group, batch in batches(rows, budget, shared, device):
         with torch.inference_mode():

@@ -14,7 +14,9 @@ from transformers import GenerationConfig
 from tunewright.data.sampler import micro_batches
 from tunewright.data.tokens import end_ids
 from tunewright.errors import Problem
+from tunewright.models import virtual
 from tunewright.models.load import context
+from tunewright.models.virtual import base_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -111,7 +113,7 @@ def _answering(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 def _greedy(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Without what the model's own folder says about generation, which `generate` takes wherever our config says nothing:
     a repetition penalty or suppressed tokens, for example. One at a time, or the second would put back the first's."""
-    inner = _base(model)
+    inner = base_of(model)
     with _SWAP:
         own, inner.generation_config = inner.generation_config, GenerationConfig()
         try:
@@ -120,14 +122,11 @@ def _greedy(model: PreTrainedModel | PeftModel) -> Iterator[None]:
             inner.generation_config = own
 
 
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
-
-
 def _generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], room: int) -> list[list[int]]:
     """New ids for a batch of prompts, each still with what follows its end. Positions come from the mask."""
     ends = sorted(end_ids(tokenizer))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    prompts = [[*virtual.ids(model), *ids] for ids in prompts]
     length = max(len(ids) for ids in prompts)
     ids = torch.full((len(prompts), length), pad, dtype=torch.long)
     mask = torch.zeros((len(prompts), length), dtype=torch.long)
@@ -136,8 +135,10 @@ def _generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[
         mask[i, length - len(row) :] = 1
     device = next(model.parameters()).device
     config = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=room, eos_token_id=ends, pad_token_id=pad, use_cache=True)
-    out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
-    new: list[list[int]] = out[:, length:].tolist()
+    inputs = virtual.inputs(model, ids.to(device))
+    out = base_of(model).generate(**inputs, attention_mask=mask.to(device), generation_config=config)
+    # Where embeddings were given, what comes back is the new ids alone.
+    new: list[list[int]] = out[:, length if "input_ids" in inputs else 0 :].tolist()
     return new
 
 
@@ -158,11 +159,11 @@ def _tokens(model: Any, ids: Sequence[int], room: int, temperature: float, top_p
         draws.seed()
     else:
         draws.manual_seed(seed)
-    cache, next_ids = None, torch.tensor([list(ids)], dtype=torch.long, device=device)
+    cache, next_ids = None, torch.tensor([[*virtual.ids(model), *ids]], dtype=torch.long, device=device)
     for _ in range(room):
         # Entered anew for each token: held across a yield it would hold for whoever reads the stream.
         with _answering(model):
-            out = model(input_ids=next_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = base_of(model)(**virtual.inputs(model, next_ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = out.past_key_values
             token = _choose(out.logits[0, -1].float(), temperature, top_p, draws)
             next_ids = token.view(1, 1)

@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from tunewright.data.tokens import with_template
 from tunewright.errors import BadModel
+from tunewright.models import virtual
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,10 +48,10 @@ class Loaded:
 
 
 def context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The most tokens a model can read at once, its answer included."""
+    """The most tokens a model can read at once, its answer included and virtual tokens taken off."""
     # GPT-2 says n_positions; models without a fixed length say nothing, and their tokenizers a number beyond all text.
     length = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
-    return min(int(length or 1_000_000), int(tokenizer.model_max_length))
+    return min(int(length or 1_000_000), int(tokenizer.model_max_length)) - virtual.count(model)
 
 
 def load(name: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | None = None) -> Loaded:
@@ -127,9 +128,11 @@ def _unfit(model: PeftModel, folder: Path) -> str | None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     tensors = load_file(folder / "adapter_model.safetensors")
-    if missing := sorted(get_peft_model_state_dict(model, save_embedding_layers=False).keys() - tensors.keys()):
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    if missing := sorted(wanted - tensors.keys()):
         return f"{len(missing)} of its weights are missing, the first {missing[0]}"
-    if spare := set_peft_model_state_dict(model, tensors).unexpected_keys:
+    # Virtual tokens are not among the model's own names; peft calls them unexpected, and sets them.
+    if spare := [key for key in set_peft_model_state_dict(model, tensors).unexpected_keys if key not in wanted]:
         return f"{len(spare)} of its weights have no place there, the first {spare[0]}"
     return None
 

@@ -7,11 +7,12 @@ from fnmatch import fnmatchcase
 from typing import Any, assert_never
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from tunewright.config import Full, Lora, TopLayers, Tuning
+from tunewright.config import Full, Lora, Prompt, TopLayers, Tuning
 from tunewright.errors import BadConfig
+from tunewright.models.load import find
 
 
 def apply(model: PreTrainedModel, tuning: Tuning, base: str) -> PreTrainedModel:
@@ -27,6 +28,8 @@ def apply(model: PreTrainedModel, tuning: Tuning, base: str) -> PreTrainedModel:
             return _freeze(_top_layers(model, tuning.layers), tuning.freeze)
         case Lora():
             return _lora(model, tuning, base)
+        case Prompt():
+            return _prompt(model, tuning, base)
         case _:
             assert_never(tuning)
 
@@ -96,14 +99,30 @@ def _lora(model: PreTrainedModel, tuning: Lora, base: str) -> PreTrainedModel:
         use_rslora=tuning.rslora,
         target_modules=targets,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
     )
     try:
-        tuned = get_peft_model(model, config)
+        return _adapted(model, config, base)
     except ValueError as error:
         raise BadConfig(f"tuning.targets: {error}", code="no_such_module", param="tuning.targets") from None
+
+
+def _prompt(model: PreTrainedModel, tuning: Prompt, base: str) -> PreTrainedModel:
+    config = PromptTuningConfig(
+        num_virtual_tokens=tuning.virtual_tokens,
+        prompt_tuning_init="SAMPLE_VOCAB" if tuning.text is None else "TEXT",
+        prompt_tuning_init_text=tuning.text,
+        tokenizer_name_or_path=str(find(base)) if tuning.text else None,
+        task_type="CAUSAL_LM",
+    )
+    tuned = _adapted(model, config, base)
+    config.tokenizer_name_or_path = base if tuning.text else None
+    return tuned
+
+
+def _adapted(model: PreTrainedModel, config: PeftConfig, base: str) -> PreTrainedModel:
+    tuned = get_peft_model(model, config)
     for each in tuned.peft_config.values():
-        each.base_model_name_or_path = base
+        each.base_model_name_or_path = base  # peft would put the path here that the model was read from
     return tuned
 
 

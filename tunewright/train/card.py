@@ -29,10 +29,11 @@ def _card(run: Run, events: list[Event]) -> str:
     heading = " | ".join(["epoch", "step", *(name.removeprefix("full_valid_").replace("_", " ") for name in names)])
     rows = [" | ".join([str(data["epoch"]), str(step), *(f"{data[name]:.4f}" for name in names)]) for step, data in epochs.items()]
     table = "\n".join(f"| {line} |" for line in [heading, "|".join("---" for _ in (*names, 1, 2)), *rows])
+    library = "peft" if run.config.tuning.kind in ("lora", "prompt") else "transformers"
     config = run.config.model_dump(mode="json", exclude={"out"})
     return f"""---
 base_model: {run.base}
-library_name: {"peft" if run.config.tuning.kind == "lora" else "transformers"}
+library_name: {library}
 tags: [tunewright, {run.config.tuning.kind}, {run.config.method.kind}]
 ---
 
@@ -59,5 +60,5 @@ As resolved on this machine: {", ".join(f"{key} {value}" for key, value in run.p
 
 ## Use
 
-`tunewright chat MODEL_FOLDER`, `tunewright evaluate --data FILE --model MODEL_FOLDER`, or plain {"peft" if run.config.tuning.kind == "lora" else "transformers"}.
+`tunewright chat MODEL_FOLDER`, `tunewright evaluate --data FILE --model MODEL_FOLDER`, or plain {library}.
 """

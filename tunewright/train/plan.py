@@ -72,7 +72,7 @@ def learning_rate_for(config: TrainConfig, model: PreTrainedModel) -> float:
     """The peak rate: the optimizer's, times the multiplier."""
     rate = config.optimizer.learning_rate
     if rate == "auto":
-        rate = 1e-3 if config.tuning.kind == "lora" else 2e-4
+        rate = {"lora": 1e-3, "prompt": 0.1}.get(config.tuning.kind, 2e-4)
         if sum(p.numel() for p in model.parameters()) > 100_000_000:
             rate /= 5
         if config.optimizer.kind == "sgd":

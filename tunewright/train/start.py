@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunewright.config import TrainConfig
+from tunewright.config import Prompt, TrainConfig
 from tunewright.data import formats, tree
 from tunewright.data.example import Example, Pair
 from tunewright.data.sampler import Order, as_given, by_prefix, by_rows
 from tunewright.data.tokens import Item, Row, RowPair, Tokenized, tokenize
 from tunewright.errors import BadConfig, BadData, Fault, RunFailed
 from tunewright.event import Event
-from tunewright.models import tuning
+from tunewright.models import tuning, virtual
 from tunewright.models.attention import serves
 from tunewright.models.forward import batches, score
 from tunewright.models.load import Loaded, load
@@ -80,7 +80,7 @@ def start(config: TrainConfig) -> Generator[Event, None, Run]:
     held_out = formats.load(config.validation, minimum=1) if config.validation else []
     _check_method(config, examples + held_out)
     loaded = load(config.model)
-    limit = min(loaded.context, 4096) if config.max_tokens == "auto" else min(config.max_tokens, loaded.context)
+    limit = min(_room(config, loaded.context), 4096 if config.max_tokens == "auto" else config.max_tokens)
     training = tokenize(examples, loaded.tokenizer, limit)
     validation = tokenize(held_out, loaded.tokenizer, limit)
     yield from _ledger("training", config.data, len(examples), training, limit)
@@ -89,20 +89,33 @@ def start(config: TrainConfig) -> Generator[Event, None, Run]:
 
     torch.manual_seed(config.seed)
     model = tuning.apply(loaded.model, config.tuning, loaded.base)
-    items, loss = training.rows, loss_for(config.method)
-    shared = yield from _layout(model, [row for item in items + validation.rows for row in item.rows])
+    items, validating = (virtual.in_front(each.rows, model) for each in (training, validation))
+    loss = loss_for(config.method)
+    shared = yield from _layout(model, [row for item in items + validating for row in item.rows])
     resolved = _plan(config, model, items, shared, loss)
     yield _decided(model, resolved, loaded)
     groups = tuning.groups(model, config.optimizer.weight_decay, getattr(config.tuning, "layer_decay", 1.0))
     optimizer = schedule.optimizer(config.optimizer, groups, resolved.learning_rate)
     # Measuring the plan may have drawn dropout masks; the run begins from the seed all the same.
     torch.manual_seed(config.seed)
-    run = Run(config, resolved, model, loaded.tokenizer, loaded.base, items, validation.rows, shared, loss, optimizer)
+    run = Run(config, resolved, model, loaded.tokenizer, loaded.base, items, validating, shared, loss, optimizer)
     if config.method.kind == "dpo":
         run.rows, run.validation = _with_reference(run, run.rows), _with_reference(run, run.validation)
     if again:
         yield from _go_on(run)
     return run
+
+
+def _room(config: TrainConfig, context: int) -> int:
+    """The most tokens of a row, beside virtual ones. Raises BadConfig where these leave no room."""
+    room = context - (config.tuning.virtual_tokens if isinstance(config.tuning, Prompt) else 0)
+    if room < 2:
+        raise BadConfig(
+            f"tuning.virtual_tokens: the model reads {context:,} tokens, which leaves none for a row",
+            code="too_many_virtual_tokens",
+            param="tuning.virtual_tokens",
+        )
+    return room
 
 
 def _check_method(config: TrainConfig, examples: Sequence[Example]) -> None:
