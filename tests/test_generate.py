@@ -10,7 +10,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 import tiny
 from tunewright.errors import Problem
-from tunewright.models.generate import _choose, answers, stream
+from tunewright.models.generate import answers, choose, stream
 
 torch.set_num_threads(1)
 
@@ -170,7 +170,7 @@ def test_sampling_follows_its_seed_and_the_models_chances(tokenizer: PreTrainedT
 def test_draws_match_the_softmax_within_the_nucleus() -> None:
     chances = torch.tensor([0.1, 0.5, 0.25, 0.15])
     draws = torch.Generator().manual_seed(0)
-    counts = torch.bincount(torch.stack([_choose(chances.log(), 1.0, 0.7, draws) for _ in range(4000)]), minlength=4)
+    counts = torch.bincount(torch.stack([choose(chances.log(), 1.0, 0.7, draws) for _ in range(4000)]), minlength=4)
     # 0.5 alone is under 0.7, 0.5 + 0.25 is over it: those two remain, 2 to 1; five standard deviations are 0.037.
     assert counts[0] == counts[3] == 0
     assert abs(counts[1] / 4000 - 2 / 3) < 0.037

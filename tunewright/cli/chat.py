@@ -13,7 +13,7 @@ from tunewright.data.example import Chat, Message
 
 def chat(name: str, message: str | None, system: str | None, max_tokens: int, temperature: float, top_p: float, seed: int | None) -> None:
     """Answer one message, or talk until an empty line. Raises BadModel, or Problem where the conversation is too long."""
-    from tunewright.data.tokens import prompt
+    from tunewright.data.tokens import next_turn
     from tunewright.models.generate import stream
     from tunewright.models.load import load
 
@@ -30,7 +30,7 @@ def chat(name: str, message: str | None, system: str | None, max_tokens: int, te
     while text := message if message is not None else _ask(console):
         turns.append(Message("user", text))
         answer = ""
-        for piece in stream(loaded.model, loaded.tokenizer, prompt(Chat(tuple(turns)), loaded.tokenizer), max_tokens, temperature, top_p, seed):
+        for piece in stream(loaded.model, loaded.tokenizer, next_turn(Chat(tuple(turns)), loaded.tokenizer), max_tokens, temperature, top_p, seed):
             print(printable(piece), end="", flush=True)
             answer += piece
         print()

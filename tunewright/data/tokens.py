@@ -146,8 +146,12 @@ def prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return _begin(tokenizer) + _plain(example.prompt, tokenizer)
     chat = as_chat(example)
     last = _last_answer(chat)
-    before = replace(chat, messages=chat.messages[:last]) if last is not None else chat
-    text, spans = _apply_template(before, tokenizer, generation=True)
+    return next_turn(replace(chat, messages=chat.messages[:last]) if last is not None else chat, tokenizer)
+
+
+def next_turn(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids after which the assistant speaks next: the whole conversation, what it has said so far included. Raises NotRenderable."""
+    text, spans = _apply_template(chat, tokenizer, generation=True)
     return _encode(text, spans, tokenizer)[0]
 
 

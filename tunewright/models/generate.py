@@ -165,12 +165,13 @@ def _tokens(model: Any, ids: Sequence[int], room: int, temperature: float, top_p
         with _answering(model):
             out = base_of(model)(**virtual.inputs(model, next_ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = out.past_key_values
-            token = _choose(out.logits[0, -1].float(), temperature, top_p, draws)
+            token = choose(out.logits[0, -1].float(), temperature, top_p, draws)
             next_ids = token.view(1, 1)
         yield int(token)
 
 
-def _choose(logits: torch.Tensor, temperature: float, top_p: float, draws: torch.Generator) -> torch.Tensor:
+def choose(logits: torch.Tensor, temperature: float, top_p: float, draws: torch.Generator) -> torch.Tensor:
+    """The next token's id, a scalar, from logits (vocabulary,): the likeliest at temperature 0, else a draw from the nucleus."""
     if temperature == 0:
         return logits.argmax()
     # From the maximum down, or a small temperature overflows.
@@ -181,23 +182,44 @@ def _choose(logits: torch.Tensor, temperature: float, top_p: float, draws: torch
 
 
 def _pieces(tokens: Iterator[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Text as its tokens come. A token is decoded together with those of the piece before it, since some tokenizers
-    write a space before a word only where something precedes it; what ends in half a character waits for the rest."""
-    ends = end_ids(tokenizer)
-    ids: list[int] = []
-    start = said = 0
+    ends, text = end_ids(tokenizer), Transcript(tokenizer)
     for token in tokens:
         if token in ends:
             break
-        ids.append(token)
-        piece = _since(ids, start, said, tokenizer)
-        if piece and not piece.endswith("\ufffd"):
+        if piece := text.add(token):
             yield piece
-            start, said = said, len(ids)
-    # Half a character that nothing completed is shown as it stands, as `answers` shows it.
-    if rest := _since(ids, start, said, tokenizer):
+    if rest := text.rest():
         yield rest
 
 
-def _since(ids: list[int], start: int, said: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    return _decode(ids[start:], tokenizer)[len(_decode(ids[start:said], tokenizer)) :]
+class Transcript:
+    """Tokens as they come -> pieces of text; together they are the text of all. A piece never ends within a character.
+
+    A token is decoded together with those of the piece before it, since some tokenizers write a space before a word only
+    where something precedes it; what ends in half a character waits for the rest.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []  # from the beginning of the last piece on
+        self._said = 0
+
+    def add(self, token: int) -> str:
+        """The text that a token completes, often none."""
+        self._ids.append(token)
+        piece = self._since()
+        if not piece or piece.endswith("\ufffd"):
+            return ""
+        self._ids, self._said = self._ids[self._said :], len(self._ids) - self._said
+        return piece
+
+    def hold(self, token: int) -> None:
+        """Take a token whose text nobody asks for yet."""
+        self._ids.append(token)
+
+    def rest(self) -> str:
+        """What is not yet said: the tokens held, or half a character that nothing completed, as `answers` shows it."""
+        return self._since()
+
+    def _since(self) -> str:
+        return _decode(self._ids, self._tokenizer)[len(_decode(self._ids[: self._said], self._tokenizer)) :]

@@ -54,15 +54,16 @@ def context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     return min(int(length or 1_000_000), int(tokenizer.model_max_length)) - virtual.count(model)
 
 
-def load(name: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | None = None) -> Loaded:
+def load(name: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | None = None, base: str | None = None) -> Loaded:
     """Load a model by name. Raises BadModel: not found, not safetensors, wants code, does not fit into memory.
 
-    A folder that holds an adapter is laid on its base, with the adapter's weights left apart from it.
+    A folder that holds an adapter is laid on its base, with the adapter's weights left apart from it; `base` says on which,
+    whatever the adapter's own config names.
     """
     folder = find(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (folder / "adapter_config.json").is_file():
-        return _load_adapter(name, folder, dtype, device)
+        return _load_adapter(name, folder, dtype, device, base)
     check_folder(folder, name)
     fits(folder, name, 4 if dtype == "fp32" else 2)
     try:
@@ -81,12 +82,13 @@ def load(name: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | None 
     if random := sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"]):
         text = f"{name}: {len(random)} weights that config.json asks for are not in the files, or of another shape, the first {random[0]}"
         raise BadModel(text, code="model_rejected", param="model")
-    tokenizer = _tokenizer(folder, name)
+    tokenizer = tokenizer_of(folder, name)
     model.to(device)
     return Loaded(model.eval(), tokenizer, name, folder)
 
 
-def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+def tokenizer_of(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, with a chat template. Raises BadModel `model_rejected`."""
     try:
         tokenizer = with_template(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
         tokenizer.model_max_length = int(tokenizer.model_max_length)
@@ -101,10 +103,10 @@ def _rejected(name: str, what: str, error: Exception, code: str = "model_rejecte
     return BadModel(f"{name}: {what}: {reason[:300]}", code=code, param="model")
 
 
-def _load_adapter(name: str, folder: Path, dtype: Literal["fp32", "bf16"], device: str) -> Loaded:
+def _load_adapter(name: str, folder: Path, dtype: Literal["fp32", "bf16"], device: str, base: str | None) -> Loaded:
     from peft import PeftModel
 
-    base = _json(folder / "adapter_config.json", name).get("base_model_name_or_path")
+    base = base or read_json(folder / "adapter_config.json", name).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise BadModel(f"{name}: adapter_config.json does not name its base", code="adapter_without_base", param="model")
     if not (folder / "adapter_model.safetensors").is_file():
@@ -119,7 +121,7 @@ def _load_adapter(name: str, folder: Path, dtype: Literal["fp32", "bf16"], devic
         raise _rejected(name, f"the adapter does not fit its base {base}", error, code="adapter_mismatch") from None
     if unfit:
         raise BadModel(f"{name}: the adapter does not fit its base {base}: {unfit}", code="adapter_mismatch", param="model")
-    tokenizer = _tokenizer(folder, name) if (folder / "tokenizer_config.json").is_file() else loaded.tokenizer
+    tokenizer = tokenizer_of(folder, name) if (folder / "tokenizer_config.json").is_file() else loaded.tokenizer
     return Loaded(model.eval(), tokenizer, name, folder)
 
 
@@ -183,7 +185,7 @@ def check_folder(folder: Path, name: str) -> dict[str, Any]:
     """
     if not (folder / "config.json").is_file():
         raise BadModel(f"{name}: {folder} has no config.json, so it is no model folder", code="model_not_found", param="model")
-    config = _json(folder / "config.json", name)
+    config = read_json(folder / "config.json", name)
     if suspicious := [key for key in config if key.startswith("_attn_implementation")]:
         raise BadModel(f"{name}: config.json sets {suspicious[0]}, which can run code; remove the key", code="model_rejected", param="model")
     if "auto_map" in config and not _is_native(config.get("model_type")):
@@ -235,7 +237,8 @@ def fits(folder: Path, name: str, bytes_each: int) -> None:
         )
 
 
-def _json(path: Path, name: str) -> dict[str, Any]:
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """A model's JSON file. Raises BadModel where it cannot be read or is no object."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
