@@ -18,6 +18,9 @@ TORCH_FREE = [
     "tunewright.data.check",
     "tunewright.data.formats",
     "tunewright.data.sampler",
+    "tunewright.serve.chat",
+    "tunewright.serve.completions",
+    "tunewright.serve.engine",
     "tunewright.jobs.launch",
     "tunewright.jobs.store",
 ]

@@ -25,6 +25,10 @@ from tunewright.models.load import read_json
 
 _PREFIX = "base_model.model."
 _STACKS = 8
+# Saved as embeddings that stand in front of the text.
+_IN_FRONT = {"PROMPT_TUNING", "P_TUNING"}
+# These change the modules themselves.
+_OWN = {"IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "ADALORA"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,15 +58,18 @@ def read(folder: Path, name: str, model: PreTrainedModel) -> Adapter | None:
     if not (folder / "adapter_model.safetensors").is_file():
         raise BadModel(f"{name}: the adapter has no adapter_model.safetensors", code="not_safetensors", param="model")
     kind = config.get("peft_type")
-    if kind not in ("LORA", "PROMPT_TUNING") or (kind == "LORA" and not _is_plain(config)):
+    if kind in _OWN or (kind == "LORA" and not _is_plain(config)):
         return None
+    if kind not in _IN_FRONT and kind != "LORA":
+        text = f"{name}: adapters of the kind {str(kind)[:40]!r} cannot be served; those that can: LORA, {', '.join(sorted(_IN_FRONT | _OWN))}"
+        raise BadModel(text, code="adapter_unsupported", param="model")
     try:
         tensors = load_file(folder / "adapter_model.safetensors")
     except (SafetensorError, OSError, ValueError) as error:
         raise BadModel(f"{name}: adapter_model.safetensors is damaged: {error}"[:300], code="model_rejected", param="model") from None
     if bad := [key for key, tensor in tensors.items() if not tensor.is_floating_point() or not bool(tensor.isfinite().all())]:
         raise BadModel(f"{name}: the adapter's {bad[0]} holds values that are not finite numbers", code="model_rejected", param="model")
-    return _prompt(tensors, name, model) if kind == "PROMPT_TUNING" else _lora(tensors, config, name, model)
+    return _prompt(tensors, name, model) if kind in _IN_FRONT else _lora(tensors, config, name, model)
 
 
 def _is_plain(config: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -48,7 +49,8 @@ async def in_thread(engine: Engine, work: Callable[..., T], *given: Any) -> T:
 async def opened_for(request: Request, name: str) -> tuple[Engine, Resolved, Opened]:
     """The model that a request names, in memory. Raises ApiError: unknown, damaged, too large."""
     engine: Engine = request.app.state.engine
-    resolved: Resolved = await request.app.state.resolve(request, name)
+    find = request.app.state.resolve
+    resolved: Resolved = await find(request, name) if iscoroutinefunction(find) else await in_thread(engine, find, request, name)
     return engine, resolved, await in_thread(engine, engine.open, resolved)
 
 

@@ -21,10 +21,10 @@ import torch
 from tunewright.data.tokens import end_ids
 from tunewright.errors import Problem
 from tunewright.models.adapters import Adapter, LoraAdapter, PromptAdapter, SideBySide
-from tunewright.models.attention import base_of
 from tunewright.models.generate import Transcript, choose
 from tunewright.models.load import Loaded
 from tunewright.models.slots import Memory, Span, advance, attach
+from tunewright.models.virtual import base_of
 from tunewright.serve.ask import Ask, Chance, Piece
 from tunewright.serve.grammar import Constraint, Tokens
 
