@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tunewright.errors import BadConfig
 
@@ -157,6 +157,21 @@ class Checkpoints(_Strict):
     """Epoch checkpoints kept besides the newest and the best."""
 
 
+def _switch(value: Any) -> Any:
+    """YAML reads on and off as true and false."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+class Cache(_Strict):
+    """A frozen trunk, computed once: where only upper layers train, the states that enter them are kept on disk and every epoch starts there."""
+
+    use: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
+    """"auto": where the lower layers are frozen and the data are seen more than once; "on": in a run of one epoch too; "off": never. It changes
+    speed and memory, and the last bits of a sum."""
+    disk_gb: float = Field(20.0, gt=0, le=100_000)
+    """The most that it may take in the run folder, in gigabytes, until the run is finished. Where the states need more, the run goes on without."""
+
+
 class TrainConfig(_Strict):
     """A run, complete. `tunewright train run.yaml` reads one; a run folder holds its own as config.json."""
 
@@ -177,6 +192,7 @@ class TrainConfig(_Strict):
     schedule: Schedule = Schedule()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
+    cache: Cache = Cache()
     max_grad_norm: float = Field(1.0, ge=0, le=1e6)
     """Gradients are scaled down to this global norm. 0: never."""
     shuffle: Literal["rows", "by_prefix", "none"] = "rows"

@@ -33,11 +33,15 @@ _ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example as a model sees it. `ids`: (tokens,) int32. `trained`: (tokens,) bool, the tokens that are learnt."""
+    """One example as a model sees it. `ids`: (tokens,) int32. `trained`: (tokens,) bool, the tokens that are learnt.
+
+    `kept`: (tokens,) where the state of each token is kept, if a frozen trunk has computed it; -1 for one that is not needed.
+    """
 
     ids: np.ndarray
     trained: np.ndarray
     line: int = 0
+    kept: np.ndarray | None = None
 
     @property
     def rows(self) -> tuple[Row, ...]:

@@ -88,6 +88,12 @@ class Layout:
         ids, positions = (torch.from_numpy(x)[None].to(device) for x in (tree.ids, tree.positions))
         return cls(ids, positions, buckets, torch.from_numpy(place).to(device), tree.longest)
 
+    @classmethod
+    def alone(cls, tokens: int, device: torch.device | str = "cpu") -> Layout:
+        """Tokens that attend to nothing: for what stands above the last attention."""
+        zeros = torch.zeros((1, tokens), dtype=torch.long, device=device)
+        return cls(zeros, zeros, [], zeros[0], 1)
+
 
 def _mostly_own(segment: Segment) -> bool:
     return 4 * segment.own >= 3 * len(segment.path)

@@ -7,7 +7,7 @@ cannot serve. The scores are the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -39,11 +39,12 @@ class Batch:
 
     `ids`: (rows, length), padding is token 0. `targets`: (rows, length), the token that follows, or -100
     where that token is not trained. Causal attention never lets a token see what stands to its right, so
-    padding needs no mask and changes nothing.
+    padding needs no mask and changes nothing. `kept`: (rows, length), the rows' `Row.kept`, if they have one; padding is -1.
     """
 
     ids: torch.Tensor
     targets: torch.Tensor
+    kept: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class TreeBatch:
     """Rows as a prefix tree of T tokens, of which S predict P different (state, token) pairs and N trained tokens.
 
     `needed`: (S,) the tokens whose logits are wanted. `state`: (P,) an index into them, and `target`: (P,) what
-    follows. `pair`: (N,) an index into the pairs, and `row`: (N,) whose token that is.
+    follows. `pair`: (N,) an index into the pairs, and `row`: (N,) whose token that is. `kept`: (T,) the rows' `Row.kept`, if they have one.
     """
 
     layout: Layout
@@ -60,6 +61,7 @@ class TreeBatch:
     target: torch.Tensor
     pair: torch.Tensor
     row: torch.Tensor
+    kept: torch.Tensor | None = None
 
     @property
     def ids(self) -> torch.Tensor:
@@ -87,16 +89,48 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
         trained = torch.from_numpy(row.trained)
         ids[i, : len(tokens)] = tokens
         targets[i, : len(tokens) - 1] = torch.where(trained[1:], tokens[1:], -100)
-    return Batch(ids.to(device), targets.to(device))
+    if rows[0].kept is None:
+        return Batch(ids.to(device), targets.to(device))
+    kept = torch.full((len(rows), length), -1)
+    for i, row in enumerate(rows):
+        kept[i, : len(row.ids)] = torch.from_numpy(places(row))
+    return Batch(ids.to(device), targets.to(device), kept)
 
 
 def branch(rows: Sequence[Row], device: torch.device | str = "cpu") -> TreeBatch:
     """Lay rows out as a prefix tree."""
     planned = tree.plan(rows)
-    pairs, pair = np.unique(np.stack([planned.state, planned.target]), axis=1, return_inverse=True)
-    needed, state = np.unique(pairs[0], return_inverse=True)
-    tensors = (torch.from_numpy(x.reshape(-1)).to(device) for x in (needed, state, pairs[1].copy(), pair, planned.row))
-    return TreeBatch(Layout.of(planned, device), *tensors)
+    needed, *rest = _distinct(planned.state, planned.target, planned.row)
+    batch = TreeBatch(Layout.of(planned, device), *(torch.from_numpy(x).to(device) for x in (needed, *rest)))
+    if rows[0].kept is None:
+        return batch
+    kept = np.empty(len(planned.ids), np.int64)
+    for row, path in zip(rows, planned.paths, strict=True):
+        kept[path] = places(row)
+    return replace(batch, kept=torch.from_numpy(kept))
+
+
+def alone(rows: Sequence[Row], device: torch.device | str = "cpu") -> TreeBatch:
+    """Only the tokens of rows with `Row.kept` whose states predict a trained token, for what computes each state by itself: a norm, a head."""
+    at = [row.trained[1:].nonzero()[0] + 1 for row in rows]
+    states = np.concatenate([places(row)[mine - 1] for row, mine in zip(rows, at, strict=True)])
+    targets = np.concatenate([row.ids[mine] for row, mine in zip(rows, at, strict=True)]).astype(np.int64)
+    kept, *rest = _distinct(states, targets, np.repeat(np.arange(len(rows)), [len(mine) for mine in at]))
+    tensors = (torch.from_numpy(x).to(device) for x in (np.arange(len(kept)), *rest))
+    return replace(TreeBatch(Layout.alone(len(kept), device), *tensors), kept=torch.from_numpy(kept))
+
+
+def places(row: Row) -> np.ndarray:
+    """A row's `kept`, which it has."""
+    assert row.kept is not None
+    return row.kept
+
+
+def _distinct(state: np.ndarray, target: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What TreeBatch wants of N trained tokens: `needed`, `state`, `target`, `pair`, `row`."""
+    pairs, pair = np.unique(np.stack([state, target]), axis=1, return_inverse=True)
+    needed, index = np.unique(pairs[0], return_inverse=True)
+    return needed, index.reshape(-1), pairs[1].copy(), pair.reshape(-1), row
 
 
 def batches(items: Sequence[Item], budget: int, shared: bool, device: torch.device | str = "cpu") -> Iterator[tuple[list[int], Batch | TreeBatch]]:
@@ -136,7 +170,7 @@ def _score_tree(model: PreTrainedModel, batch: TreeBatch, smoothing: float) -> S
     attach(model)
     inputs = virtual.inputs(model, batch.ids)
     at_once = max(LEAST_TOKENS, MOST_LOGITS // model.config.get_text_config().vocab_size)
-    if len(batch.state) > at_once and (head := _head(model)):
+    if len(batch.state) > at_once and (head := plain_head(model)):
         hidden = follow(base_of(model).base_model, batch.layout, **inputs).last_hidden_state[0, batch.needed[batch.state]]
         parts = [
             checkpoint(lambda some, target: _nll(head(some), target, smoothing), some, target, use_reentrant=False, preserve_rng_state=False)
@@ -154,16 +188,16 @@ def _nll(logits: torch.Tensor, target: torch.Tensor, smoothing: float) -> tuple[
     return nll, logits.detach().argmax(dim=-1) == target
 
 
-def _head(model: PreTrainedModel) -> torch.nn.Module | None:
+def plain_head(model: PreTrainedModel) -> torch.nn.Module | None:
     """The head, where a model's logits are what it makes of the last hidden states and nothing else (no scale, no cap)."""
     base = base_of(model)
     if base not in _heads:
-        _heads[base] = _plain_head(model, base)
+        _heads[base] = _find_head(model, base)
     return _heads[base]
 
 
 @torch.no_grad()
-def _plain_head(model: PreTrainedModel, base: PreTrainedModel) -> torch.nn.Module | None:
+def _find_head(model: PreTrainedModel, base: PreTrainedModel) -> torch.nn.Module | None:
     head, training = base.get_output_embeddings(), model.training
     if head is None or base.base_model is base:
         return None

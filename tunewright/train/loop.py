@@ -16,9 +16,8 @@ from tunewright.data.sampler import steps, steps_per_epoch
 from tunewright.data.tokens import Item
 from tunewright.errors import RunFailed
 from tunewright.event import Event
-from tunewright.models.forward import batches
 from tunewright.models.tuning import trained
-from tunewright.train import checkpoint, schedule
+from tunewright.train import checkpoint, schedule, trunk
 from tunewright.train.card import write_card
 from tunewright.train.folder import hold, open_run, recorded, write_json
 from tunewright.train.start import Run, start
@@ -124,10 +123,9 @@ def take_step(run: Run, items: list[Item], rate: float) -> StepResult:
 def add_up(run: Run, items: list[Item], backward: bool) -> tuple[float, int, int, float]:
     """The summed loss of items, what to divide it by, how many of those are right, and the summed reward margin."""
     loss, count, correct, margin = 0.0, 0, 0, 0.0
-    device = next(run.model.parameters()).device
-    for group, batch in batches(items, run.config.micro_batch_tokens, run.shared, device):
+    for group, batch in run.batches(items):
         with _precision(run), torch.set_grad_enabled(backward):
-            sums = run.loss(run.model, batch, [items[i] for i in group])
+            sums = run.loss(run.called(batch), batch, [items[i] for i in group])
         if backward:
             sums.loss.backward()
         loss, count, correct = loss + float(sums.loss.detach()), count + sums.count, correct + sums.correct
@@ -250,6 +248,7 @@ def _finish(run: Run) -> Iterator[Event]:
     result = run.config.out / "model"
     checkpoint.write_folder(result, lambda folder: checkpoint.save_model(run.model, run.tokenizer, folder))
     write_card(run)
+    trunk.forget(run)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     data = {"model": str(result), "trained_tokens": progress.trained_tokens, "peak_memory_bytes": peak, "best_loss": progress.best_loss}
     yield Event(progress.step, "The run has finished", data)

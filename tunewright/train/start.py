@@ -20,9 +20,9 @@ from tunewright.errors import BadConfig, BadData, Fault, RunFailed
 from tunewright.event import Event
 from tunewright.models import tuning, virtual
 from tunewright.models.attention import serves
-from tunewright.models.forward import batches, score
+from tunewright.models.forward import Batch, TreeBatch, batches, score
 from tunewright.models.load import Loaded, load
-from tunewright.train import checkpoint, plan, schedule
+from tunewright.train import checkpoint, plan, schedule, trunk
 from tunewright.train.folder import sha256, write_json
 from tunewright.train.losses import Loss, loss_for, row_log_probs
 
@@ -55,6 +55,18 @@ class Run:
     loss: Loss
     optimizer: torch.optim.Optimizer
     progress: Progress = field(default_factory=Progress)
+    kept: trunk.Kept | None = None
+
+    def batches(self, items: list[Item]) -> Iterator[tuple[list[int], Batch | TreeBatch]]:
+        """Micro-batches of items, as `forward.batches`."""
+        device, budget = next(self.model.parameters()).device, self.config.micro_batch_tokens
+        if self.kept and self.kept.alone:
+            return self.kept.batches(items, budget, device)
+        return batches(items, budget, self.shared, device)
+
+    def called(self, batch: Batch | TreeBatch) -> PreTrainedModel:
+        """What computes a batch: the model, or its upper part from kept states on."""
+        return self.kept.enter(batch, self.model) if self.kept else self.model
 
     @property
     def order(self) -> Order:
@@ -99,6 +111,7 @@ def start(config: TrainConfig) -> Generator[Event, None, Run]:
     # Measuring the plan may have drawn dropout masks; the run begins from the seed all the same.
     torch.manual_seed(config.seed)
     run = Run(config, resolved, model, loaded.tokenizer, loaded.base, items, validating, shared, loss, optimizer)
+    yield from trunk.keep(run)
     if config.method.kind == "dpo":
         run.rows, run.validation = _with_reference(run, run.rows), _with_reference(run, run.validation)
     if again:
@@ -149,9 +162,9 @@ def _with_reference(run: Run, items: list[Item]) -> list[Item]:
     device = next(run.model.parameters()).device
     found: list[Item] = list(items)
     run.model.eval()
-    for group, batch in batches(items, run.config.micro_batch_tokens, run.shared, device):
+    for group, batch in run.batches(items):
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.plan.precision == "bf16"):
-            log_probs = row_log_probs(score(run.model, batch), 2 * len(group)).view(-1, 2).tolist()
+            log_probs = row_log_probs(score(run.called(batch), batch), 2 * len(group)).view(-1, 2).tolist()
         for i, (chosen, rejected) in zip(group, log_probs, strict=True):
             item = items[i]
             assert isinstance(item, RowPair)
