@@ -23,6 +23,8 @@ TORCH_FREE = [
     "tunewright.serve.engine",
     "tunewright.jobs.launch",
     "tunewright.jobs.store",
+    "tunewright.cli.serve",
+    "tunewright.serve.app",
 ]
 
 

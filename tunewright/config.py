@@ -8,12 +8,14 @@ No torch here, and no reading of files beyond the YAML that is asked for.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tunewright.errors import BadConfig
+
+_Config = TypeVar("_Config", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -212,17 +214,22 @@ class TrainConfig(_Strict):
     @classmethod
     def parse(cls, record: dict[str, Any], assignments: list[str] | None = None) -> TrainConfig:
         """A config from a mapping and `a.b=c` assignments, all problems at once. Raises BadConfig."""
-        for assignment in assignments or ():
-            record = _assign(record, assignment)
-        try:
-            return cls.model_validate(record)
-        except ValidationError as error:
-            raise BadConfig(_explain(error), code="invalid_config", param=_first(error)) from None
+        return parse(cls, record, assignments)
 
     @classmethod
     def from_yaml(cls, path: Path, assignments: list[str] | None = None) -> TrainConfig:
         """Parse a YAML file. Raises BadConfig when it cannot be read or does not fit."""
         return cls.parse(read_yaml(path), assignments)
+
+
+def parse(cls: type[_Config], record: dict[str, Any], assignments: list[str] | None = None) -> _Config:
+    """A config of any class from a mapping and `a.b=c` assignments, all problems at once. Raises BadConfig."""
+    for assignment in assignments or ():
+        record = _assign(record, assignment)
+    try:
+        return cls.model_validate(record)
+    except ValidationError as error:
+        raise BadConfig(_explain(error), code="invalid_config", param=_first(error)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

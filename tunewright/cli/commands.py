@@ -129,6 +129,57 @@ def chat(
     chat(model, message, system, max_tokens, temperature, top_p, seed)
 
 
+Home = Annotated[Path, typer.Option("--home", help="The server's folder: database, files, jobs, and serve.yaml.")]
+HOME = Path("~/.tunewright")
+
+
+@app.command()
+def serve(
+    home: Home = HOME,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1, this machine alone.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: 8000. 0: any free one.")] = None,
+    settings: Set = None,
+) -> None:
+    """Serve the OpenAI fine-tuning API: files, jobs, and the models they make."""
+    from tunewright.cli.serve import serve
+
+    serve(home, settings, host=host, port=port)
+
+
+keys = typer.Typer(help="Who may ask the server: make, list and revoke API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+
+@keys.command("add")
+def add_key(
+    owner: Annotated[str, typer.Option(help="Whose files, jobs and models it sees; keys of one owner share them.")] = "default",
+    name: Annotated[str, typer.Option(help="What it is for.")] = "",
+    scope: Annotated[str, typer.Option(help="read (look and ask models), write (also files and jobs), or admin.")] = "write",
+    quotas: Annotated[list[str] | None, typer.Option("--quota", metavar="NAME=N", help="Its own quota, e.g. jobs=5. May be repeated.")] = None,
+    home: Home = HOME,
+) -> None:
+    """Make a key and print it. It is stored hashed, so this is the only time."""
+    from tunewright.cli.serve import add_key
+
+    add_key(home, owner, name, scope, quotas)
+
+
+@keys.command("list")
+def list_keys(home: Home = HOME) -> None:
+    """Show all keys: id, scope, owner, name."""
+    from tunewright.cli.serve import list_keys
+
+    list_keys(home)
+
+
+@keys.command("revoke")
+def revoke_key(id: Annotated[str, typer.Argument(help="As `keys list` shows it.")], home: Home = HOME) -> None:
+    """End a key. A running server refuses it within a second."""
+    from tunewright.cli.serve import revoke_key
+
+    revoke_key(home, id)
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Look at this machine: libraries, memory, GPU, and what will fit."""

@@ -1,0 +1,101 @@
+"""`tunewright serve` and `tunewright keys`: what a server's process sets up before it answers, and who may ask it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tunewright.cli.display import printable
+from tunewright.errors import BadConfig
+from tunewright.jobs.home import Home
+from tunewright.jobs.store import Store
+from tunewright.serve import keys
+from tunewright.serve.config import ServeConfig
+
+
+def serve(folder: Path, settings: list[str] | None, **flags: object) -> None:
+    """Serve until told to stop. Raises HomeTaken, BadConfig, BadStore before anything is begun."""
+    from tunewright.serve.app import create_app
+    from tunewright.serve.run import bind, run
+
+    home, config = open_home(folder, settings, **flags)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    for name in ("uvicorn.error", "alembic", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    home.lock(f"http://{config.host}:{config.port}")
+    try:
+        listener = bind(config)
+    except OSError as error:
+        text = f"Cannot listen on {config.host}:{config.port}: {error.strerror}. Choose another --port"
+        raise BadConfig(text, code="cannot_listen", param="--port") from None
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    store = Store(database_of(config, home))
+    try:
+        store.migrate()
+        made = keys.first_key(store)
+        if made:
+            print(f"The first key, shown this once:  {made}", flush=True)
+        print(f"Serving on {url}/v1 from {home.path.resolve()}. Stop with Ctrl-C.", flush=True)
+        run(create_app(config, store, home), config, listener)
+    finally:
+        store.close()
+
+
+def open_home(folder: Path, settings: list[str] | None = None, **flags: object) -> tuple[Home, ServeConfig]:
+    """The home folder, made where it is not there, and its configuration."""
+    home = Home(folder.expanduser())
+    config = ServeConfig.read(home.path / "serve.yaml", settings, **flags)
+    try:
+        home.make()
+    except OSError as error:
+        raise BadConfig(f"{home.path} cannot be used: {error.strerror}", code="home_unusable", param="--home") from None
+    return home, config
+
+
+def database_of(config: ServeConfig, home: Home) -> str:
+    """Where the database is. It may hold a password, so the environment can give it too, and the command line cannot be seen with it."""
+    return os.environ.get("TUNEWRIGHT_DATABASE") or config.database or home.database
+
+
+def add_key(folder: Path, owner: str, name: str, scope: str, quotas: list[str] | None) -> None:
+    """Make a key and print it, once."""
+    store = _store(folder)
+    print(keys.add_key(store, owner, name, scope, _quotas(quotas)))
+    store.close()
+
+
+def list_keys(folder: Path) -> None:
+    """Print all keys, without the keys."""
+    store = _store(folder)
+    for key in keys.list_keys(store):
+        since = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d")
+        ended = f"  revoked {datetime.fromtimestamp(key.revoked_at, UTC):%Y-%m-%d}" if key.revoked_at else ""
+        print(printable(f"{key.id}  {key.scope:5}  {key.owner}  {key.name}  since {since}{ended}"))
+    store.close()
+
+
+def revoke_key(folder: Path, id: str) -> None:
+    """End a key."""
+    store = _store(folder)
+    keys.revoke_key(store, id)
+    store.close()
+
+
+def _store(folder: Path) -> Store:
+    home, config = open_home(folder)
+    store = Store(database_of(config, home), time.time)
+    store.migrate()
+    return store
+
+
+def _quotas(assignments: list[str] | None) -> dict[str, int]:
+    from tunewright.config import parse
+    from tunewright.serve.config import Quotas
+
+    given = parse(Quotas, {}, assignments)
+    return {name: getattr(given, name) for name in given.model_fields_set}
