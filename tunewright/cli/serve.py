@@ -12,9 +12,10 @@ from pathlib import Path
 from tunewright.cli.display import printable
 from tunewright.errors import BadConfig
 from tunewright.jobs.home import Home
+from tunewright.jobs.launch import Launcher
 from tunewright.jobs.store import Store
 from tunewright.serve import keys
-from tunewright.serve.config import ServeConfig
+from tunewright.serve.config import BUILT_IN, ServeConfig
 
 
 def serve(folder: Path, settings: list[str] | None, **flags: object) -> None:
@@ -34,14 +35,19 @@ def serve(folder: Path, settings: list[str] | None, **flags: object) -> None:
         raise BadConfig(text, code="cannot_listen", param="--port") from None
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    store = Store(database_of(config, home))
+    store = Store(database_of(config, home), sinks=sinks(config))
     try:
         store.migrate()
         made = keys.first_key(store)
         if made:
             print(f"The first key, shown this once:  {made}", flush=True)
         print(f"Serving on {url}/v1 from {home.path.resolve()}. Stop with Ctrl-C.", flush=True)
-        run(create_app(config, store, home), config, listener)
+        hub = any(is_hub_id(model) for model in config.models.values())
+        os.environ["HF_HUB_OFFLINE"] = str(int(not hub))
+        launcher = Launcher(
+            store, home, concurrent=config.concurrent_jobs, stall_seconds=config.stall_seconds, organization=config.organization, hub=hub
+        )
+        run(create_app(config, store, home, launcher), config, listener)
     finally:
         store.close()
 
@@ -60,6 +66,16 @@ def open_home(folder: Path, settings: list[str] | None = None, **flags: object) 
 def database_of(config: ServeConfig, home: Home) -> str:
     """Where the database is. It may hold a password, so the environment can give it too, and the command line cannot be seen with it."""
     return os.environ.get("TUNEWRIGHT_DATABASE") or config.database or home.database
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a configured model may have to be fetched: only then does the server ask anyone outside."""
+    return model not in BUILT_IN and not Path(model).expanduser().exists()
+
+
+def sinks(config: ServeConfig) -> tuple[str, ...]:
+    """Who is told of a job's end."""
+    return tuple(name for name in ("webhook", "mail") if getattr(config, name))
 
 
 def add_key(folder: Path, owner: str, name: str, scope: str, quotas: list[str] | None) -> None:

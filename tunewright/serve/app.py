@@ -18,8 +18,9 @@ from tunewright import __version__
 from tunewright.errors import Problem
 from tunewright.jobs.home import Home
 from tunewright.jobs.store import Store
-from tunewright.serve import files, metrics, models, uploads
+from tunewright.serve import chat, completions, files, metrics, models, uploads
 from tunewright.serve.config import ServeConfig
+from tunewright.serve.engine import Engine
 from tunewright.serve.errors import ApiError
 from tunewright.serve.guard import Guard
 from tunewright.serve.metrics import Metrics
@@ -28,11 +29,12 @@ from tunewright.serve.sweep import clear_left_overs, sweeping
 
 log = logging.getLogger("tunewright.serve")
 public = APIRouter(include_in_schema=False)
-ROUTERS = (public, metrics.router, files.router, uploads.router, models.router)
+ROUTERS = (public, metrics.router, files.router, uploads.router, models.router, chat.router, completions.router)
 
 
-def create_app(config: ServeConfig, store: Store, home: Home, launcher: Any = None, engine: Any = None) -> FastAPI:
-    """The app. The store must be migrated, the home made and locked; `launcher` starts and stops with the app where one is given.
+def create_app(config: ServeConfig, store: Store, home: Home, launcher: Any = None, engine: Engine | None = None) -> FastAPI:
+    """The app. The store must be migrated, the home made and locked. `launcher` starts and stops with the app, where one is given; the engine,
+    which loads nothing before it is asked, closes with it.
 
     `app.state` holds what routes need: config, store, home, launcher, engine, resolve, buckets, metrics.
     """
@@ -46,7 +48,7 @@ def create_app(config: ServeConfig, store: Store, home: Home, launcher: Any = No
         responses={"4XX": {"description": "Refused", "content": {"application/json": {"schema": _ERROR}}}},
     )
     state = app.state
-    state.config, state.store, state.home, state.launcher, state.engine = config, store, home, launcher, engine
+    state.config, state.store, state.home, state.launcher, state.engine = config, store, home, launcher, engine or Engine()
     state.resolve = models.resolve
     state.buckets = Buckets()
     state.metrics = Metrics(store)
@@ -72,6 +74,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         state.ready = True
         yield
         state.ready = False
+    await asyncio.to_thread(state.engine.close)
     if state.launcher is not None:
         await asyncio.to_thread(state.launcher.stop)
 

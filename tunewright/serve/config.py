@@ -153,7 +153,7 @@ class ServeConfig(_Strict):
     quotas: Quotas = Quotas()
     prices: dict[Name, Price] = Field(default_factory=dict, max_length=1000)
     """By base model."""
-    webhooks: tuple[Webhook, ...] = Field((), max_length=16)
+    webhook: Webhook | None = None
     mail: Mail | None = None
     keep_expired_days: float = Field(30, ge=0, le=36500)
     """How long the records of what was deleted or expired are kept."""

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
 from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
-from tunewright.jobs.home import Home
-from tunewright.jobs.store import Checkpoint, Job, Permission, Store
-from tunewright.serve.config import ServeConfig
+from tunewright.jobs.home import Home, read_json
+from tunewright.jobs.store import Checkpoint, Permission, Store
+from tunewright.serve.ask import Resolved
+from tunewright.serve.config import ALIASES, ServeConfig
 from tunewright.serve.errors import ApiError
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """Where a model lies. `name`: as the client asked for it. `folder`: of a whole model, or of an adapter. `base`: what
-    `tunewright.models.load.load` takes for the base that an adapter lies on; None for a base itself."""
-
-    name: str
-    folder: Path
-    base: str | None = None
 
 
 def show(id: str, created: float, owner: str) -> dict[str, Any]:
@@ -82,20 +71,10 @@ def resolve(request: Request, name: str) -> Resolved:
         return Resolved(name, find(config.bases()[base]))
     with state.store.read() as session:
         row = find_checkpoint(session, request, name)
-        root = root_of(session, row)
-    known = config.base_of(root)
-    return Resolved(name, home.job(row.job_id) / row.folder, config.bases()[known] if known else root)
-
-
-def root_of(session: Session, checkpoint: Checkpoint) -> str:
-    """The name of the base that a checkpoint's training began with, through all jobs before it, deleted ones too."""
-    for _ in range(1000):
-        model = session.scalar(select(Job.model).where(Job.id == checkpoint.job_id)) or ""
-        before = session.scalar(select(Checkpoint).where(Checkpoint.model == model))
-        if before is None:
-            return model
-        checkpoint = before
-    raise ApiError(400, "The model goes back through more than 1,000 jobs", param="model", code="model_rejected")
+    folder = home.job(row.job_id) / row.folder
+    # We wrote this file; a stranger's is never followed to its base.
+    adapter = read_json(folder / "adapter_config.json")
+    return Resolved(name, folder, str(adapter["base_model_name_or_path"]) if adapter else None)
 
 
 def find_checkpoint(session: Session, request: Request, name: str) -> Checkpoint:
@@ -109,8 +88,6 @@ def find_checkpoint(session: Session, request: Request, name: str) -> Checkpoint
 
 def names(config: ServeConfig) -> list[str]:
     """Bases, then their other names."""
-    from tunewright.serve.config import ALIASES
-
     bases = config.bases()
     return list(dict.fromkeys([*bases, *ALIASES, *config.aliases]))
 
