@@ -16,6 +16,8 @@ TORCH_FREE = [
     "tunewright.errors",
     "tunewright.event",
     "tunewright.data.check",
+    "tunewright.data.clean",
+    "tunewright.data.clean_folder",
     "tunewright.data.formats",
     "tunewright.data.sampler",
     "tunewright.serve.chat",

@@ -65,6 +65,25 @@ def convert(
 
 
 @app.command()
+def clean(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to clean; with --undo, or --diff alone, one that was cleaned.")],
+    out: Annotated[Path | None, typer.Option(help="The JSON lines to write. Must not exist.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A YAML file with a list of steps.")] = None,
+    step: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[:KEY=VALUE,…]", help="A step, e.g. `length:at_least=20`; an unknown one lists them.")
+    ] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Show what changes, row by row. Without --out nothing is written.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Write the file as it was before it was cleaned.")] = False,
+    as_format: As = None,
+    as_json: Json = False,
+) -> None:
+    """Mend texts and drop rows by named steps, and keep a record that can be repeated and reversed."""
+    from tunewright.cli.clean import clean
+
+    clean(file, out, recipe, step or [], diff, undo, _format(as_format), as_json)
+
+
+@app.command()
 def train(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="A config; flags and --set go over it.")] = None,
     data: Annotated[Path | None, typer.Option(help="Training file.")] = None,
