@@ -22,7 +22,7 @@ from tunewright.cli.display import number, printable
 from tunewright.config import Lora
 from tunewright.data import formats
 from tunewright.data.example import Chat, Message
-from tunewright.data.tokens import prompt
+from tunewright.data.tokens import next_turn
 from tunewright.errors import BadConfig, BadData
 from tunewright.evaluate.metrics import measure
 from tunewright.event import read_events
@@ -322,7 +322,7 @@ def test_evaluate_for_people(cli: Cli, tuned: Path) -> None:
 
 def answer_of(name: Path, *messages: Message, limit: int = 12) -> str:
     loaded = load(str(name))
-    return answers(loaded.model, loaded.tokenizer, [prompt(Chat(messages), loaded.tokenizer)], limit)[0].text
+    return answers(loaded.model, loaded.tokenizer, [next_turn(Chat(messages), loaded.tokenizer)], limit)[0].text
 
 
 def test_chat_gives_the_models_answer(cli: Cli, work: Path) -> None:
