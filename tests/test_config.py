@@ -58,7 +58,7 @@ def fields() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def numbers(definition: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The numeric branches of a field's schema."""
-    if definition.get("type") in ("integer", "number"):
+    if definition.get("type") in ("integer", "number") and "enum" not in definition:
         yield definition
     for inner in (*definition.get("anyOf", ()), *definition.get("oneOf", ())):
         yield from numbers(inner)

@@ -67,6 +67,9 @@ class Lora(_Strict):
     """Weight-decomposed adapters: direction and size apart (Liu et al. 2024)."""
     rslora: bool = False
     """Rank-stabilised scale, alpha / sqrt(rank) (Kalajdzievski 2023)."""
+    bits: Literal[4, 8] | None = None
+    """Hold the base in so many bits while the adapters train (QLoRA, Dettmers et al. 2023): 4 for NF4 with double quantisation, 8 for int8. Less memory,
+    more time. Needs bitsandbytes."""
 
 
 class Prompt(_Strict):

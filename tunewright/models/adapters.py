@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunewright.errors import BadModel
+from tunewright.models import quantized
 from tunewright.models.load import read_json
 
 _PREFIX = "base_model.model."
@@ -58,7 +59,7 @@ def read(folder: Path, name: str, model: PreTrainedModel) -> Adapter | None:
     if not (folder / "adapter_model.safetensors").is_file():
         raise BadModel(f"{name}: the adapter has no adapter_model.safetensors", code="not_safetensors", param="model")
     kind = config.get("peft_type")
-    if kind in _OWN or (kind == "LORA" and not _is_plain(config)):
+    if kind in _OWN or (kind == "LORA" and not _is_plain(config)) or quantized.recorded(folder, name):
         return None
     if kind not in _IN_FRONT and kind != "LORA":
         text = f"{name}: adapters of the kind {str(kind)[:40]!r} cannot be served; those that can: LORA, {', '.join(sorted(_IN_FRONT | _OWN))}"

@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunewright.data.tokens import Row
 from tunewright.data.tree import plan
-from tunewright.models import virtual
+from tunewright.models import quantized, virtual
 from tunewright.models.virtual import base_of
 
 if TYPE_CHECKING:
@@ -308,7 +308,8 @@ def _try(model: PreTrainedModel) -> str | None:
     finally:
         model.train(training)
     scale = max(float(logits.abs().max()) for logits in alone)
-    near = 1e-3 if next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(device.type) else 5e-2
+    exact = next(model.parameters()).dtype == torch.float32 and quantized.bits_of(model) is None and not torch.is_autocast_enabled(device.type)
+    near = 1e-3 if exact else 5e-2
     far = max(float((shared[path] - logits).abs().max()) for path, logits in zip(tree.paths, alone, strict=True))
     if not far <= near * scale:
         detach(model)

@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from tunewright.data.tokens import with_template
 from tunewright.errors import BadModel
-from tunewright.models import virtual
+from tunewright.models import quantized, virtual
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -54,18 +54,20 @@ def context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     return min(int(length or 1_000_000), int(tokenizer.model_max_length)) - virtual.count(model)
 
 
-def load(name: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | None = None, base: str | None = None) -> Loaded:
-    """Load a model by name. Raises BadModel: not found, not safetensors, wants code, does not fit into memory.
+def load(name: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | None = None, base: str | None = None, bits: int | None = None) -> Loaded:
+    """Load a model by name, its linear layers in `bits` (4, 8) where those are given. Raises BadModel: not found, not
+    safetensors, wants code, does not fit into memory; BadConfig where what holds a model in 4 or 8 bits is not installed.
 
-    A folder that holds an adapter is laid on its base, with the adapter's weights left apart from it; `base` says on which,
-    whatever the adapter's own config names.
+    A folder that holds an adapter is laid on its base, with the adapter's weights left apart from it, and the base in the
+    bits that the adapter was learnt on; `base` says on which, whatever the adapter's own config names.
     """
     folder = find(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (folder / "adapter_config.json").is_file():
-        return _load_adapter(name, folder, dtype, device, base)
+        return _load_adapter(name, folder, dtype, device, base, bits)
     check_folder(folder, name)
-    fits(folder, name, 4 if dtype == "fp32" else 2)
+    fits(folder, name, bits / 8 if bits else 4 if dtype == "fp32" else 2)
+    how = quantized.arguments(bits, device)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -75,6 +77,7 @@ def load(name: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | None 
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
+            **how,
         )
     except Exception as error:  # a damaged file brings out errors of every kind in transformers and safetensors
         raise _rejected(name, "transformers cannot load this model", error) from None
@@ -83,8 +86,9 @@ def load(name: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | None 
         text = f"{name}: {len(random)} weights that config.json asks for are not in the files, or of another shape, the first {random[0]}"
         raise BadModel(text, code="model_rejected", param="model")
     tokenizer = tokenizer_of(folder, name)
-    model.to(device)
-    return Loaded(model.eval(), tokenizer, name, folder)
+    if bits:
+        return Loaded(quantized.settle(model).eval(), tokenizer, name, folder)
+    return Loaded(model.to(device).eval(), tokenizer, name, folder)
 
 
 def tokenizer_of(folder: Path, name: str) -> PreTrainedTokenizerBase:
@@ -103,7 +107,7 @@ def _rejected(name: str, what: str, error: Exception, code: str = "model_rejecte
     return BadModel(f"{name}: {what}: {reason[:300]}", code=code, param="model")
 
 
-def _load_adapter(name: str, folder: Path, dtype: Literal["fp32", "bf16"], device: str, base: str | None) -> Loaded:
+def _load_adapter(name: str, folder: Path, dtype: Literal["fp32", "bf16"], device: str, base: str | None, bits: int | None) -> Loaded:
     from peft import PeftModel
 
     base = base or read_json(folder / "adapter_config.json", name).get("base_model_name_or_path")
@@ -113,7 +117,7 @@ def _load_adapter(name: str, folder: Path, dtype: Literal["fp32", "bf16"], devic
         raise BadModel(f"{name}: the adapter has no adapter_model.safetensors", code="not_safetensors", param="model")
     if (find(base) / "adapter_config.json").is_file():
         raise BadModel(f"{name}: its base {base} is itself an adapter; merge that one first", code="adapter_without_base", param="model")
-    loaded = load(base, dtype, device)
+    loaded = load(base, dtype, device, bits=bits or quantized.recorded(folder, name))
     try:
         model = PeftModel.from_pretrained(loaded.model, str(folder), local_files_only=True)
         unfit = _unfit(model, folder)
@@ -225,7 +229,7 @@ def parameters(folder: Path, name: str) -> int:
     return total
 
 
-def fits(folder: Path, name: str, bytes_each: int) -> None:
+def fits(folder: Path, name: str, bytes_each: float) -> None:
     """Raise BadModel when the weights alone exceed the free memory, before any is loaded."""
     need = parameters(folder, name) * bytes_each
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available

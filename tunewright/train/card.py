@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from tunewright.event import Event, read_events
+from tunewright.models import quantized
 
 if TYPE_CHECKING:
     from tunewright.train.start import Run
@@ -30,6 +31,8 @@ def _card(run: Run, events: list[Event]) -> str:
     rows = [" | ".join([str(data["epoch"]), str(step), *(f"{data[name]:.4f}" for name in names)]) for step, data in epochs.items()]
     table = "\n".join(f"| {line} |" for line in [heading, "|".join("---" for _ in (*names, 1, 2)), *rows])
     library = "peft" if run.config.tuning.kind in ("lora", "prompt") else "transformers"
+    bits = quantized.bits_of(run.model)
+    alike = f"\nThe base was held in {bits} bits ({quantized.FILE} says how); lay the adapter on a base that is held alike." if bits else ""
     config = run.config.model_dump(mode="json", exclude={"out"})
     return f"""---
 base_model: {run.base}
@@ -60,5 +63,5 @@ As resolved on this machine: {", ".join(f"{key} {value}" for key, value in run.p
 
 ## Use
 
-`tunewright chat MODEL_FOLDER`, `tunewright evaluate --data FILE --model MODEL_FOLDER`, or plain {library}.
+`tunewright chat MODEL_FOLDER`, `tunewright evaluate --data FILE --model MODEL_FOLDER`, or plain {library}.{alike}
 """

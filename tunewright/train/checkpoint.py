@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunewright.errors import RunFailed
+from tunewright.models import quantized
 from tunewright.models.tuning import trained
 
 FORMAT = 1
@@ -50,6 +51,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """The model as transformers or peft saves it, with its tokenizer."""
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; ours stands in the run folder
+    quantized.record(model, folder)
     tokenizer.save_pretrained(folder)
 
 

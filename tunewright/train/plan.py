@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from tunewright.config import TrainConfig
 from tunewright.data.sampler import steps_per_epoch
+from tunewright.models.quantized import weights
 
 Precision = Literal["fp32", "bf16"]
 
@@ -73,7 +74,7 @@ def learning_rate_for(config: TrainConfig, model: PreTrainedModel) -> float:
     rate = config.optimizer.learning_rate
     if rate == "auto":
         rate = {"lora": 1e-3, "prompt": 0.1}.get(config.tuning.kind, 2e-4)
-        if sum(p.numel() for p in model.parameters()) > 100_000_000:
+        if weights(model) > 100_000_000:
             rate /= 5
         if config.optimizer.kind == "sgd":
             rate *= 10

@@ -18,7 +18,7 @@ from tunewright.data.sampler import Order, as_given, by_prefix, by_rows
 from tunewright.data.tokens import Item, Row, RowPair, Tokenized, tokenize
 from tunewright.errors import BadConfig, BadData, Fault, RunFailed
 from tunewright.event import Event
-from tunewright.models import tuning, virtual
+from tunewright.models import quantized, tuning, virtual
 from tunewright.models.attention import serves
 from tunewright.models.forward import Batch, TreeBatch, batches, score
 from tunewright.models.load import Loaded, load
@@ -91,7 +91,7 @@ def start(config: TrainConfig) -> Generator[Event, None, Run]:
     examples = formats.load(config.data)
     held_out = formats.load(config.validation, minimum=1) if config.validation else []
     _check_method(config, examples + held_out)
-    loaded = load(config.model)
+    loaded = load(config.model, bits=getattr(config.tuning, "bits", None))
     limit = min(_room(config, loaded.context), 4096 if config.max_tokens == "auto" else config.max_tokens)
     training = tokenize(examples, loaded.tokenizer, limit)
     validation = tokenize(held_out, loaded.tokenizer, limit)
@@ -235,12 +235,25 @@ def _plan(config: TrainConfig, model: PreTrainedModel, items: list[Item], shared
 
 def _decided(model: PreTrainedModel, resolved: plan.Plan, loaded: Loaded) -> Event:
     trains = sum(p.numel() for p in tuning.trained(model).values())
-    total = sum(p.numel() for p in model.parameters())
+    total, bits = quantized.weights(model), quantized.bits_of(model)
     text = (
         f"{loaded.base}: {trains:,} of {total:,} weights train, {resolved.n_epochs} epochs of batch size {resolved.batch_size}, "
         f"{resolved.total_steps} steps, learning rate {resolved.learning_rate:g}, {resolved.precision} on {resolved.threads} threads"
     )
-    return Event(0, text, {**resolved.to_dict(), "trainable_parameters": trains, "parameters": total, "model": loaded.base})
+    if bits:
+        text += f"; the base is held in {bits} bits, with the adapters {quantized.weight_bytes(model) / 1e6:,.1f} MB"
+    return Event(
+        0,
+        text,
+        {
+            **resolved.to_dict(),
+            "trainable_parameters": trains,
+            "parameters": total,
+            "bits": bits,
+            "weight_bytes": quantized.weight_bytes(model),
+            "model": loaded.base,
+        },
+    )
 
 
 def _go_on(run: Run) -> Iterator[Event]:
