@@ -25,7 +25,7 @@ def serve(folder: Path, settings: list[str] | None, **flags: object) -> None:
 
     home, config = open_home(folder, settings, **flags)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    for name in ("uvicorn.error", "alembic", "httpx"):
+    for name in ("uvicorn.error", "alembic", "httpx", "python_multipart"):
         logging.getLogger(name).setLevel(logging.WARNING)
     home.lock(f"http://{config.host}:{config.port}")
     try:

@@ -22,7 +22,7 @@ from tunewright.serve import chat, completions, files, metrics, models, uploads
 from tunewright.serve.config import ServeConfig
 from tunewright.serve.engine import Engine
 from tunewright.serve.errors import ApiError
-from tunewright.serve.guard import Guard
+from tunewright.serve.guard import Guard, Keys
 from tunewright.serve.metrics import Metrics
 from tunewright.serve.quota import Buckets
 from tunewright.serve.sweep import clear_left_overs, sweeping
@@ -50,6 +50,7 @@ def create_app(config: ServeConfig, store: Store, home: Home, launcher: Any = No
     state = app.state
     state.config, state.store, state.home, state.launcher, state.engine = config, store, home, launcher, engine or Engine()
     state.resolve = models.resolve
+    state.keys = Keys(store)
     state.buckets = Buckets()
     state.metrics = Metrics(store)
     state.ready = False
@@ -60,7 +61,7 @@ def create_app(config: ServeConfig, store: Store, home: Home, launcher: Any = No
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(OperationalError, _store_error)
-    app.add_middleware(Guard, config=config, store=store, buckets=state.buckets, metrics=state.metrics)
+    app.add_middleware(Guard, config=config, keys=state.keys, buckets=state.buckets, metrics=state.metrics)
     return app
 
 

@@ -40,13 +40,12 @@ log = logging.getLogger("tunewright.serve")
 class Guard:
     """Checks, in this order: form of the request, host and origin, key, scope, rate, body. `request.state.key` is who asks."""
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, store: Store, buckets: Buckets, metrics: Metrics, public: Iterable[str] = PUBLIC) -> None:
+    def __init__(self, app: ASGIApp, config: ServeConfig, keys: Keys, buckets: Buckets, metrics: Metrics) -> None:
         self.app = app
         self.config = config
         self.buckets = buckets
         self.metrics = metrics
-        self.public = frozenset(public)
-        self.keys = Keys(store)
+        self.keys = keys
         self.hosts = _hosts(config)
         self.active = 0
 
@@ -78,7 +77,7 @@ class Guard:
         headers = _Headers(scope["headers"])
         self._check_form(scope, headers)
         self._check_origin(scope, headers)
-        if scope["path"] not in self.public:
+        if scope["path"] not in PUBLIC:
             if self.active > self.config.limits.requests:
                 raise ApiError(
                     503, "The server has too many requests at hand. Try again in a moment", code="overloaded", headers={"retry-after": "1"}
