@@ -18,6 +18,7 @@ TORCH_FREE = [
     "tunewright.data.check",
     "tunewright.data.clean",
     "tunewright.data.clean_folder",
+    "tunewright.data.split",
     "tunewright.data.formats",
     "tunewright.data.sampler",
     "tunewright.serve.chat",

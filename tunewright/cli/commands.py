@@ -84,6 +84,23 @@ def clean(
 
 
 @app.command()
+def split(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file without errors, in any format that `check` reads.")],
+    out: Annotated[Path, typer.Option(help="The folder to write train.jsonl, validation.jsonl, test.jsonl and split.json to. Must be empty.")],
+    validation: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the rows; 0: none.")] = 0.1,
+    test: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the rows; 0: none.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Another seed, another split.")] = 0,
+    group_by: Annotated[str | None, typer.Option(help="Rows with the same value under this key stay together too.")] = None,
+    as_format: As = None,
+    as_json: Json = False,
+) -> None:
+    """Deal rows out to training, validation and test: like rows stay together, labels stay in proportion."""
+    from tunewright.cli.split import split
+
+    split(file, out, validation, test, seed, group_by, _format(as_format), as_json)
+
+
+@app.command()
 def train(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="A config; flags and --set go over it.")] = None,
     data: Annotated[Path | None, typer.Option(help="Training file.")] = None,

@@ -163,7 +163,6 @@ def _left(
     places, reasons = list(range(len(rows))), dict[int, tuple[str, str]]()
     judged = [Judged(row, example) for row, example in zip(rows, examples(rows, as_format), strict=True)]
     quiet, turn = 0, 0
-    # A step that drops nothing of what it left before need not run again, so the last one to drop ends it.
     while quiet < len(steps):
         step = steps[turn % len(steps)]
         gone = drops([judged[at] for at in places], step)
@@ -171,5 +170,5 @@ def _left(
             reasons[places[i]] = step.step, reason
             counts[step.step].dropped.setdefault(reason, []).append(rows[places[i]].line)
         places = [at for i, at in enumerate(places) if i not in gone]
-        quiet, turn = 1 if gone else quiet + 1, turn + 1
+        quiet, turn = 0 if gone else quiet + 1, turn + 1
     return places, reasons
