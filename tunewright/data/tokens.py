@@ -20,6 +20,8 @@ from tunewright.errors import BadModel, Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tunewright.data.rendering import Renderer
+
 # For tokenizers without a chat template (GPT-2 and its like). It is stored with the tuned model, so what serves it renders the same.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}### {{ message['role'] }}:\n{{ message['content'] }}"
@@ -153,9 +155,12 @@ def prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return next_turn(replace(chat, messages=chat.messages[:last]) if last is not None else chat, tokenizer)
 
 
-def next_turn(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids after which the assistant speaks next: the whole conversation, what it has said so far included. Raises NotRenderable."""
-    text, spans = _apply_template(chat, tokenizer, generation=True)
+def next_turn(chat: Chat, tokenizer: PreTrainedTokenizerBase, renderer: Renderer | None = None) -> list[int]:
+    """The ids after which the assistant speaks next: the whole conversation, what it has said so far included.
+
+    `renderer` runs the template in a process of its own. Raises NotRenderable, and with a renderer Problem `invalid_chat_template`.
+    """
+    text, spans = _apply_template(chat, tokenizer, generation=True, renderer=renderer)
     return _encode(text, spans, tokenizer)[0]
 
 
@@ -210,7 +215,7 @@ def _last_answer(chat: Chat) -> int | None:
     return answers[-1] if answers else None
 
 
-def _apply_template(chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: bool) -> tuple[str, list[_Span]]:
+def _apply_template(chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: bool, renderer: Renderer | None = None) -> tuple[str, list[_Span]]:
     """Render a chat and say where each message's content stands.
 
     The template runs twice: over the messages as they are, and with each content replaced by a mark of
@@ -220,10 +225,10 @@ def _apply_template(chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: 
     """
     marks = [f"\ue000{i}\ue001" for i in range(len(chat.messages))]
     contents = [message.content for message in chat.messages]
-    plain = _run_template(chat, contents, tokenizer, generation)
+    plain = _run_template(chat, contents, tokenizer, generation, renderer)
     # An empty content is marked too, unless the template treats "nothing said" as something else (a tool call, say).
     for shown in (marks, [mark if content else "" for mark, content in zip(marks, contents, strict=True)]):
-        marked = _run_template(chat, shown, tokenizer, generation)
+        marked = _run_template(chat, shown, tokenizer, generation, renderer)
         for candidate in (contents, [content.strip() for content in contents]):
             text, spans = _put_back(marked, marks, candidate, chat.messages)
             if text == plain:
@@ -248,7 +253,7 @@ def _put_back(text: str, marks: list[str], contents: list[str], messages: Sequen
     return "".join([*out, text[done:]]), spans
 
 
-def _run_template(chat: Chat, contents: Sequence[str], tokenizer: PreTrainedTokenizerBase, generation: bool) -> str:
+def _run_template(chat: Chat, contents: Sequence[str], tokenizer: PreTrainedTokenizerBase, generation: bool, renderer: Renderer | None) -> str:
     """The chat as the tokenizer's template renders it, with `contents` in the messages' place. Raises NotRenderable."""
     from jinja2 import TemplateError
 
@@ -258,7 +263,10 @@ def _run_template(chat: Chat, contents: Sequence[str], tokenizer: PreTrainedToke
         {"role": rename.get(m.role, m.role), "content": content, **m.extra} for m, content in zip(chat.messages, contents, strict=True)
     ]
     try:
-        text = tokenizer.apply_chat_template(messages, tools=list(chat.tools) or None, tokenize=False, add_generation_prompt=generation)
+        if renderer is not None:
+            text = renderer.render(messages, chat.tools, generation, tokenizer.special_tokens_map)
+        else:
+            text = tokenizer.apply_chat_template(messages, tools=list(chat.tools) or None, tokenize=False, add_generation_prompt=generation)
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         raise NotRenderable(f"line {chat.line}: the model's chat template refuses this chat: {error}", code="template_refused") from None
     for message in messages:

@@ -54,7 +54,7 @@ def _asks(asked: ChatRequest, opened: Opened) -> list[Ask]:
     with opened.tokenizing:
         _check_control_tokens(chat, opened)
         try:
-            ids = tuple(next_turn(chat, opened.tokenizer))
+            ids = tuple(next_turn(chat, opened.tokenizer, opened.renderer))
         except NotRenderable as problem:
             raise Problem(problem.message.removeprefix("line 0: "), code=problem.code, param="messages") from None
     if not ids:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
@@ -17,6 +17,7 @@ from tunewright.serve.ask import Ask, Piece, Resolved
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tunewright.data.rendering import Renderer
     from tunewright.models.adapters import Adapter
     from tunewright.models.load import Loaded
     from tunewright.serve.grammar import Tokens
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class Limits:
     """`slots`: answers written at once a base. `waiting`: answers that may wait for one. `chunk`: prompt tokens read in a pass beside the others'
     next tokens. `memory`: bytes of keys and values a base. `adapters`: adapters kept a base. `models`: bytes of weights kept in all.
-    `timeout`: seconds an answer may take. `threads`: a base's torch threads, 0 for torch's own choice."""
+    `timeout`: seconds an answer may take. `threads`: a base's torch threads, 0 for torch's own choice. `templates`: foreign chat templates with a process at hand."""
 
     slots: int = 64
     waiting: int = 1024
@@ -37,12 +38,13 @@ class Limits:
     models: int = 16 << 30
     timeout: float = 600.0
     threads: int = 0
+    templates: int = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
     """A model that is in memory. `tokenizing` is held while its tokenizer is used: it does not bear two threads at once.
-    `context`: the most tokens it reads, its answer included."""
+    `context`: the most tokens it reads, its answer included. `renderer` runs a chat template that is not one of ours."""
 
     name: str
     runner: Runner
@@ -51,6 +53,7 @@ class Opened:
     tokenizing: Lock
     context: int
     stamp: tuple[int, ...]
+    renderer: Renderer | None = None
 
     @property
     def tokens(self) -> Tokens:
@@ -65,6 +68,7 @@ class Engine:
         self._limits = limits or Limits()
         self._opened: OrderedDict[tuple[str, str | None], Opened] = OrderedDict()
         self._runners: OrderedDict[str, Runner] = OrderedDict()
+        self._renderers: OrderedDict[str, Renderer] = OrderedDict()
         self._loading, self._table = Lock(), Lock()
         self._closed = False
         # For what takes longer than an event loop may wait: loading, templates, tokenizers, grammars.
@@ -85,6 +89,7 @@ class Engine:
             if self._closed:
                 raise Problem("The server is stopping; ask again in a moment", code="server_stopping")
             opened = self._load(resolved, stamp)
+            opened = replace(opened, renderer=self._renderer(str(opened.tokenizer.chat_template)))
             with self._table:
                 self._opened[key] = opened
                 mine = [k for k, other in self._opened.items() if other.runner is opened.runner and other.adapter is not None]
@@ -121,6 +126,8 @@ class Engine:
             self._opened.clear()
         for runner in runners:
             runner.close()
+        for renderer in self._renderers.values():
+            renderer.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def _known(self, key: tuple[str, str | None], stamp: tuple[int, ...]) -> Opened | None:
@@ -157,6 +164,20 @@ class Engine:
             tokenizer, lock = tokenizer_of(folder, name), Lock()
         virtual = len(adapter.embeddings) if isinstance(adapter, adapters.PromptAdapter) else 0
         return Opened(name, runner, adapter, tokenizer, lock, context(runner.loaded.model, tokenizer) - virtual, stamp)
+
+    def _renderer(self, template: str) -> Renderer | None:
+        """What runs a template; None for ours. Templates are few, for tuned models share their base's."""
+        from tunewright.data.rendering import Renderer
+        from tunewright.data.tokens import PLAIN_TEMPLATE
+        from tunewright.models.load import NANO
+
+        if template in (PLAIN_TEMPLATE, (NANO / "chat_template.jinja").read_text(encoding="utf-8")):
+            return None
+        found = self._renderers.setdefault(template, Renderer(template))
+        self._renderers.move_to_end(template)
+        while len(self._renderers) > self._limits.templates:
+            self._renderers.popitem(last=False)[1].close()
+        return found
 
     def _runner(self, key: str, name: str, load: Callable[[], Loaded]) -> Runner:
         """A base's thread; idle bases leave where the weights of all are too many."""
