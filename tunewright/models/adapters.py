@@ -107,7 +107,7 @@ def _lora(tensors: dict[str, torch.Tensor], config: dict[str, Any], name: str, m
     for key, a in tensors.items():
         place, _, kind = key.removeprefix(_PREFIX).rpartition(".lora_")
         # The head is not shown every token, and embeddings are no product.
-        if "embedding" in kind or (place in modules and modules[place] is model.get_output_embeddings()):
+        if "embedding" in kind or ".base_layer." in key or (place in modules and modules[place] is model.get_output_embeddings()):
             return None
         if kind == "B.weight" and f"{_PREFIX}{place}.lora_A.weight" in tensors:
             continue

@@ -172,6 +172,26 @@ def advance(model: PreTrainedModel, memory: Memory, spans: Sequence[Span], every
     return logits
 
 
+@dataclass(slots=True)
+class RowMemory:
+    """What `advance_rows` remembers: for each slot the model's own cache."""
+
+    caches: dict[int, Any] = field(default_factory=dict)
+
+    def move(self, source: int, to: int, length: int) -> None:
+        """Hand a slot's cache to another slot."""
+        self.caches[to] = self.caches.pop(source)
+
+
+def advance_rows(model: PreTrainedModel, memory: RowMemory, span: Span) -> torch.Tensor:
+    """`advance` for any model that keeps a cache, one span at a time; a prompt must come in one piece. Returns (1, vocabulary)."""
+    ids = torch.tensor([span.ids], dtype=torch.long, device=next(model.parameters()).device)
+    cache = memory.caches.get(span.slot) if span.start else None
+    out = model(**_inputs(model, ids, [span]), past_key_values=cache, use_cache=True)
+    memory.caches[span.slot] = out.past_key_values
+    return out.logits[0, -1:]
+
+
 def _inputs(model: PreTrainedModel, ids: torch.Tensor, spans: Sequence[Span]) -> dict[str, torch.Tensor]:
     if all(span.virtual is None for span in spans):
         return {"input_ids": ids}

@@ -23,7 +23,7 @@ from tunewright.errors import Problem
 from tunewright.models.adapters import Adapter, LoraAdapter, PromptAdapter, SideBySide
 from tunewright.models.generate import Transcript, choose
 from tunewright.models.load import Loaded
-from tunewright.models.slots import Memory, Span, advance, attach
+from tunewright.models.slots import Memory, NotServed, RowMemory, Span, advance, advance_rows, attach
 from tunewright.models.virtual import base_of
 from tunewright.serve.ask import Ask, Chance, Piece
 from tunewright.serve.grammar import Constraint, Tokens
@@ -92,10 +92,15 @@ class Runner:
         self.tokens = Tokens(deepcopy(loaded.tokenizer), self.vocabulary)
         self._tokenizer = deepcopy(loaded.tokenizer)  # this thread's own: tokenizers do not bear two at once
         self._ends = end_ids(self._tokenizer)
-        per_token = attach(self.model)
-        self._memory, self._beside = Memory(), SideBySide(self.model)
+        try:
+            per_token, self._chunk = attach(self.model), chunk
+            self._fresh: type[Memory | RowMemory] = Memory
+        except NotServed as why:
+            _log.warning("%s answers one request after another: %s", loaded.base, why)
+            per_token, self._chunk, self._fresh = 1, 1 << 30, RowMemory
+        self._memory, self._beside = self._fresh(), SideBySide(self.model)
         self._slots, self._tokens_at_most, self._waiting_at_most = slots, max(capacity // per_token, 1), waiting
-        self._chunk, self._timeout, self._threads = chunk, timeout, threads
+        self._timeout, self._threads = timeout, threads
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []
         self._there = Condition()
@@ -140,7 +145,7 @@ class Runner:
         while True:
             with self._there:
                 while not (self._waiting or self._active or self._closed):
-                    self._memory = Memory()
+                    self._memory = self._fresh()
                     self._there.wait()
                 closed = self._closed
             if closed:
@@ -160,7 +165,7 @@ class Runner:
                 self._waiting.clear()
         for request in there:
             self._tell(request, Piece("", request.said, problem=problem))
-        self._memory = Memory()
+        self._memory = self._fresh()
 
     def _tell(self, request: Request, piece: Piece) -> None:
         try:
@@ -191,7 +196,8 @@ class Runner:
         """Free a slot; the last one's request moves there, so that slots in use lie side by side."""
         last = self._active.pop()
         if slot < len(self._active):
-            self._memory.move(len(self._active), slot, last.done)
+            if last.done:
+                self._memory.move(len(self._active), slot, last.done)
             self._active[slot] = last
 
     def _pass(self) -> None:
@@ -219,13 +225,19 @@ class Runner:
             self._leave(slot)
 
     def _compute(self, spans: Sequence[Span], asked: Sequence[Request]) -> torch.Tensor:
+        if isinstance(self._memory, RowMemory):
+            return torch.cat([self._compute_row(self._memory, span, request) for span, request in zip(spans, asked, strict=True)])
         loras = [request.adapter if isinstance(request.adapter, LoraAdapter) else None for request in asked]
         self._beside.lay([(adapter, len(span.ids)) for adapter, span in zip(loras, spans, strict=True)])
         return advance(self.model, self._memory, spans).float()
 
+    def _compute_row(self, memory: RowMemory, span: Span, request: Request) -> torch.Tensor:
+        self._beside.lay([(request.adapter if isinstance(request.adapter, LoraAdapter) else None, len(span.ids))])
+        return advance_rows(self.model, memory, span).float()
+
     def _alone(self, request: Request) -> torch.Tensor:
         """The logits for a request's next token, from its tokens alone, however its passes were shared. (vocabulary,)"""
-        memory, self._memory = self._memory, Memory()
+        memory, self._memory = self._memory, self._fresh()
         try:
             span = Span(0, 0, request.ids, request.adapter.embeddings if isinstance(request.adapter, PromptAdapter) else None)
             return self._compute([span], [request])[0]
