@@ -73,6 +73,8 @@ def _one(store: Store, session: Session, job: Job, line: bytes, organization: st
     elif not _was_said(session, job, event.message):
         if "n_epochs" in event.data:
             _resolved(job, event.data)
+        if "kept" in event.data and event.message.startswith("Training data"):
+            job.tokens = event.data["tokens"]
         tell(store, session, job, event.message, event.level, event.created_at, **_shown(event.data))
     if isinstance(finish := event.data.get("estimated_finish"), int | float):
         job.estimated_finish = float(finish)
@@ -189,9 +191,9 @@ def _final_checkpoint(session: Session, job: Job, organization: str) -> Checkpoi
 
 def _tokens(session: Session, job: Job) -> int:
     """Tokens of the training rows times epochs, as the hosted service counts them."""
-    ledger = session.scalar(select(JobEvent).where(JobEvent.job_id == job.id, JobEvent.message.startswith("Training data:")).limit(1))
-    epochs = session.scalar(select(JobEvent).where(JobEvent.job_id == job.id, JobEvent.type == "metrics").order_by(JobEvent.seq.desc()).limit(1))
-    return int(ledger.data.get("tokens", 0)) * int(epochs.data.get("epoch", 1)) if ledger and epochs else 0
+    of_job = select(JobEvent.data).where(JobEvent.job_id == job.id, JobEvent.type == "metrics").order_by(JobEvent.seq.desc())
+    last = session.scalar(of_job.limit(1)) or {}
+    return (job.tokens or 0) * int(last.get("epoch", 1))
 
 
 def _result_table(session: Session, job_id: str) -> bytes:

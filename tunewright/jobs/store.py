@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Connection, Float, ForeignKey, Index, Integer, String, Text, create_engine, event
+from sqlalchemy import JSON, BigInteger, Connection, Float, ForeignKey, Index, Integer, String, Text, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -136,6 +136,8 @@ class Job(Table):
     labels: Mapped[dict[str, Any] | None]
     """The client's metadata."""
     error: Mapped[dict[str, Any] | None]
+    tokens: Mapped[int | None]
+    """Tokens of its training rows, once they are counted; an epoch reads so many."""
     trained_tokens: Mapped[int | None]
     fine_tuned_model: Mapped[str | None] = mapped_column(String(1024))
     result_files: Mapped[list[Any]] = mapped_column(default=list)
@@ -252,6 +254,11 @@ class Store:
             session.begin(),
         ):
             yield session
+
+    def queue_for(self, session: Session, name: str) -> None:
+        """Wait until no other transaction that queued for this name is under way. On SQLite writing transactions queue as it is."""
+        if self.url.get_backend_name() != "sqlite":
+            session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
 
     def migrate(self) -> None:
         """Bring the tables to this version. Raises BadStore: not to be reached, or made by a newer Tunewright."""

@@ -52,6 +52,7 @@ def upgrade() -> None:
         sa.Column("hyperparameters", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("labels", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("error", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("tokens", sa.BigInteger(), nullable=True),
         sa.Column("trained_tokens", sa.BigInteger(), nullable=True),
         sa.Column("fine_tuned_model", sa.String(length=1024), nullable=True),
         sa.Column("result_files", sa.JSON(none_as_null=True), nullable=False),
