@@ -7,11 +7,12 @@ from fnmatch import fnmatchcase
 from typing import Any, assert_never
 
 import torch
-from peft import LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from tunewright.config import Full, Lora, Prompt, TopLayers, Tuning
 from tunewright.errors import BadConfig
+from tunewright.models.further import unfreeze
 from tunewright.models.load import find
 
 
@@ -19,8 +20,10 @@ def apply(model: PreTrainedModel, tuning: Tuning, base: str) -> PreTrainedModel:
     """Mark what trains. `base` is the name that an adapter's config gives for its base.
 
     New adapter weights are drawn from torch's global generator: seed it first. Raises BadConfig when no
-    module or weight has one of the wanted names.
+    module or weight has one of the wanted names. A model that has its adapter already trains that one further.
     """
+    if isinstance(model, PeftModel):
+        return unfreeze(model)
     match tuning:
         case Full():
             return _freeze(model.requires_grad_(True), tuning.freeze)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunewright.config import Prompt, TrainConfig
@@ -18,7 +19,7 @@ from tunewright.data.sampler import Order, as_given, by_prefix, by_rows
 from tunewright.data.tokens import Item, Row, RowPair, Tokenized, tokenize
 from tunewright.errors import BadConfig, BadData, Fault, RunFailed
 from tunewright.event import Event
-from tunewright.models import quantized, tuning, virtual
+from tunewright.models import further, quantized, tuning, virtual
 from tunewright.models.attention import serves
 from tunewright.models.forward import Batch, TreeBatch, batches, score
 from tunewright.models.load import Loaded, load
@@ -99,6 +100,7 @@ def start(config: TrainConfig) -> Generator[Event, None, Run]:
     if config.validation:
         yield from _ledger("validation", config.validation, len(held_out), validation, limit)
 
+    loaded = yield from _further(config, loaded)
     torch.manual_seed(config.seed)
     model = tuning.apply(loaded.model, config.tuning, loaded.base)
     items, validating = (virtual.in_front(each.rows, model) for each in (training, validation))
@@ -138,6 +140,17 @@ def _check_method(config: TrainConfig, examples: Sequence[Example]) -> None:
         raise BadConfig("method: dpo learns from pairs, and the data holds other rows", code="method_needs_pairs", param="method")
     if config.method.kind != "dpo" and pairs:
         raise BadConfig("method: the data holds pairs of answers; set method=dpo", code="method_for_pairs", param="method")
+
+
+def _further(config: TrainConfig, loaded: Loaded) -> Generator[Event, None, Loaded]:
+    """A tuned model to begin from: its adapter goes on where it has the shape asked for, else it becomes part of the base."""
+    if not isinstance(loaded.model, PeftModel):
+        return loaded
+    if further.goes_on(loaded.model, config.tuning):
+        yield Event(0, "The model's adapter is trained further", {"adapter": "goes_on"})
+        return loaded
+    yield Event(0, "The model's adapter has another shape than the one asked for: it is merged into its base first", {"adapter": "merged"})
+    return further.merged(loaded, config.out / "base" if config.tuning.kind in ("lora", "prompt") else None)
 
 
 def _layout(model: PreTrainedModel, rows: list[Row]) -> Generator[Event, None, bool]:
