@@ -66,11 +66,12 @@ def _one(store: Store, session: Session, job: Job, line: bytes, organization: st
         event = Event.from_json(line.decode())
     except (ValueError, KeyError, TypeError):
         return  # torn by a kill; the resumed run says it again
+    ends_epoch = "checkpoint" in event.data and event.data.get("epoch") is not None
+    if ends_epoch:  # also where a run goes on from it: its process may have been killed before it could say so
+        _checkpoint(store, session, job, event, organization)
     if event.kind == "metrics":
         _metrics(session, job, event)
-    elif "checkpoint" in event.data and event.data.get("epoch") is not None:
-        _checkpoint(store, session, job, event, organization)
-    elif not _was_said(session, job, event.message):
+    elif not (ends_epoch and event.message.startswith("Checkpoint created")) and not _was_said(session, job, event.message):
         if "n_epochs" in event.data:
             _resolved(job, event.data)
         if "kept" in event.data and event.message.startswith("Training data"):
