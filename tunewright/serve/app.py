@@ -18,7 +18,7 @@ from tunewright import __version__
 from tunewright.errors import Problem
 from tunewright.jobs.home import Home
 from tunewright.jobs.store import Store
-from tunewright.serve import chat, completions, files, metrics, models, uploads
+from tunewright.serve import chat, completions, files, fine_tuning, metrics, models, uploads
 from tunewright.serve.config import ServeConfig
 from tunewright.serve.engine import Engine
 from tunewright.serve.errors import ApiError
@@ -29,7 +29,7 @@ from tunewright.serve.sweep import clear_left_overs, sweeping
 
 log = logging.getLogger("tunewright.serve")
 public = APIRouter(include_in_schema=False)
-ROUTERS = (public, metrics.router, files.router, uploads.router, models.router, chat.router, completions.router)
+ROUTERS = (public, metrics.router, files.router, uploads.router, models.router, fine_tuning.router, chat.router, completions.router)
 
 
 def create_app(config: ServeConfig, store: Store, home: Home, launcher: Any = None, engine: Engine | None = None) -> FastAPI:
