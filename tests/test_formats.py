@@ -490,3 +490,8 @@ def test_reading_needs_no_torch() -> None:
     program = "import sys, tunewright.data.check; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_tool_call_needs_no_content_key(tmp_path: Path) -> None:
+    result = reading(tmp_path, chat(turn("user", "hi"), {"role": "assistant", "tool_calls": [CALL]}))
+    assert result.examples == [Chat((Message("user", "hi"), Message("assistant", "", True, {"tool_calls": [CALL]})), 1)]

@@ -79,7 +79,7 @@ def _message(value: Any, at: int, row: Findings) -> Message | None:
         return None
     if not value.keys() <= _KEYS[role]:
         _note_message_keys(value, role, where, row)
-    extra = _extra(value, role, where, row) if len(value) > 2 else {}
+    extra = _extra(value, role, where, row) if len(value) > 2 or "content" not in value else {}
     if role == "tool" and not isinstance(value.get("tool_call_id"), str):
         row.error("no_tool_call_id", f"{where} has no tool_call_id", "Name the id of the tool call that it answers")
     trained = role == "assistant"

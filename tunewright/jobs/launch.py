@@ -351,6 +351,10 @@ def run_config(home: Home, job: Job) -> dict[str, Any]:
     return TrainConfig.parse(record).model_dump(mode="json")
 
 
+# Codes that the hosted service has a name of its own for.
+_HOSTED = {"too_few_examples": "invalid_n_examples"}
+
+
 def _first_error(report: dict[str, Any], job: Job) -> tuple[str, str, str] | None:
     """The code, words and param of the first thing wrong with a job's files, and how many more there are."""
     for part, param in ((report, "training_file"), (report["validation"], "validation_file")):
@@ -358,7 +362,7 @@ def _first_error(report: dict[str, Any], job: Job) -> tuple[str, str, str] | Non
         if errors:
             shown = [(f"line {fault['line']}: " if fault["line"] else "") + f"{fault['message']}. {fault['mend']}" for fault in errors[:100]]
             more = f"; and {len(errors) - 100} more" if len(errors) > 100 else ""
-            return errors[0]["code"], "; ".join(shown) + more, param
+            return _HOSTED.get(errors[0]["code"], errors[0]["code"]), "; ".join(shown) + more, param
     method = job.request["config"]["method"]["kind"]
     if (report["format"] == "pair") != (method == "dpo"):
         text = (
