@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import serving
 from sqlalchemy import func, select
 
+import serving
 import tiny
 from tunewright.config import TrainConfig
 from tunewright.event import Event

@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig
 
 from tunewright.config import Lora, Prompt, Tuning
 from tunewright.errors import BadConfig
+from tunewright.models import quantized
 from tunewright.models.load import Loaded, load
 
 
@@ -41,12 +42,15 @@ def merged(loaded: Loaded, keep: Path | None) -> Loaded:
     """A tuned model as one plain model: its adapter added to its base's weights.
 
     It is written to `keep` and read from there, so that a new adapter on it can name its base; None: it stays in memory.
-    Raises BadConfig where the adapter is a prompt, which is no weight of the base.
+    Raises BadConfig where the adapter is a prompt, which is no weight of the base, or where the base's weights are rounded to few bits.
     """
     assert isinstance(loaded.model, PeftModel), type(loaded.model)
     if isinstance(loaded.model.peft_config[loaded.model.active_adapter], PromptTuningConfig):
         text = "A model with a tuned prompt can only be tuned further by a prompt of as many virtual tokens"
         raise BadConfig(text, code="prompt_cannot_be_merged", param="tuning")
+    if quantized.bits_of(loaded.model) is not None:
+        text = "A model that was tuned on a base in 4 or 8 bits can only be tuned further by an adapter of the same shape"
+        raise BadConfig(text, code="quantized_cannot_be_merged", param="tuning")
     if keep is not None and (keep / "config.json").is_file():
         return load(str(keep))
     plain = loaded.model.merge_and_unload()
