@@ -198,6 +198,8 @@ class TrainConfig(_Strict):
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     cache: Cache = Cache()
+    dropout: Literal["keep"] | Annotated[float, Field(ge=0, lt=1)] = "keep"
+    """Dropout of the base, in every place where it has one, attention included. "keep": each as the base has it. LoRA has its own."""
     max_grad_norm: float = Field(1.0, ge=0, le=1e6)
     """Gradients are scaled down to this global norm. 0: never."""
     shuffle: Literal["rows", "by_prefix", "none"] = "rows"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tunewright.models import dropout
 from tunewright.models.attention import follow
 from tunewright.models.forward import Batch, TreeBatch, plain_head
 from tunewright.models.tuning import stack
@@ -61,15 +62,6 @@ class Below:
             handle.remove()
         return found[0]
 
-    def dropout(self) -> str | None:
-        """What drops out when training, with its share; None where nothing does."""
-        for name, module in self.model.named_modules():
-            numbers = [module.p] if isinstance(module, torch.nn.Dropout) else [value for key, value in vars(module).items() if "drop" in key]
-            for value in numbers:
-                if isinstance(value, float) and value > 0:
-                    return f"{name or type(module).__name__} drops {value:g}"
-        return None
-
 
 class Top:
     """The model from layer `cut` on."""
@@ -100,7 +92,7 @@ def wrong(model: PreTrainedModel, cut: int, batch: Batch | TreeBatch) -> str | N
     """Why a model cannot start from kept states at a cut, tried with a batch; None where the two halves make the whole. Draws random numbers
     where the trunk does."""
     below, top, training = Below(model, cut), Top(model, cut), model.training
-    if found := below.dropout():
+    if found := dropout.active(below.model):
         return f"the frozen layers have dropout ({found}), so their states change with every step"
     try:
         model.eval()

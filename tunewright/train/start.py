@@ -19,7 +19,7 @@ from tunewright.data.sampler import Order, as_given, by_prefix, by_rows
 from tunewright.data.tokens import Item, Row, RowPair, Tokenized, tokenize
 from tunewright.errors import BadConfig, BadData, Fault, RunFailed
 from tunewright.event import Event
-from tunewright.models import further, quantized, tuning, virtual
+from tunewright.models import dropout, further, quantized, tuning, virtual
 from tunewright.models.attention import serves
 from tunewright.models.forward import Batch, TreeBatch, batches, score
 from tunewright.models.load import Loaded, load
@@ -101,6 +101,7 @@ def start(config: TrainConfig) -> Generator[Event, None, Run]:
         yield from _ledger("validation", config.validation, len(held_out), validation, limit)
 
     loaded = yield from _further(config, loaded)
+    yield from _dropout(config, loaded)
     torch.manual_seed(config.seed)
     model = tuning.apply(loaded.model, config.tuning, loaded.base)
     items, validating = (virtual.in_front(each.rows, model) for each in (training, validation))
@@ -153,6 +154,16 @@ def _further(config: TrainConfig, loaded: Loaded) -> Generator[Event, None, Load
     return further.merged(loaded, config.out / "base" if config.tuning.kind in ("lora", "prompt") else None)
 
 
+def _dropout(config: TrainConfig, loaded: Loaded) -> Iterator[Event]:
+    """Set the base's own dropouts where that is asked for. Raises BadConfig where it has none that could be set."""
+    if config.dropout == "keep":
+        return
+    count = dropout.override(loaded.model, config.dropout)
+    if not count and config.dropout:
+        raise BadConfig(f"dropout: {loaded.base} has no dropout that could be set; leave it at keep", code="no_dropout", param="dropout")
+    yield Event(0, f"Dropout of the base is {config.dropout:g} in {count} places", {"dropout": config.dropout, "places": count})
+
+
 def _layout(model: PreTrainedModel, rows: list[Row]) -> Generator[Event, None, bool]:
     """Whether rows are computed as prefix trees, and the event that says so."""
     why_not = serves(model, max(len(row.ids) for row in rows))
@@ -161,7 +172,7 @@ def _layout(model: PreTrainedModel, rows: list[Row]) -> Generator[Event, None, b
         text = f"Rows are padded side by side: {why_not}"
     else:
         text = f"Rows are computed as prefix trees: {distinct:,} of {total:,} tokens are distinct over the whole data"
-        if any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules()):
+        if dropout.active(model):
             text += "; rows of a step drop out alike where they share tokens"
     yield Event(0, text, {"layout": "padded" if why_not else "tree", "reason": why_not, "tokens": total, "distinct_tokens": distinct})
     return why_not is None
