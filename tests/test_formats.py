@@ -487,7 +487,7 @@ def test_real_sentences_in_windows_1252(shared_data: Path, tmp_path: Path) -> No
 
 
 def test_reading_needs_no_torch() -> None:
-    program = "import sys, tunewright.data.check; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    program = "import sys, tunewright.data.formats; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -36,15 +36,23 @@ def demo(out: Annotated[Path, typer.Option(help="Where the run goes; an earlier 
 def check(
     data: Annotated[Path, typer.Argument(help="Training data: a file, a quoted pattern, or a folder of Parquet or Arrow files.")],
     validation: Annotated[Path | None, typer.Option(help="Validation file, checked beside it.")] = None,
+    model: Annotated[str, typer.Option(help="Count tokens as this model reads them: nano, a folder, a Hub id; `none`: no tokens.")] = "nano",
+    max_tokens: Annotated[
+        int | None, typer.Option(min=2, max=1_000_000, help="Cut longer rows here. Default: the model's context, 4,096 at most.")
+    ] = None,
+    row: Annotated[int | None, typer.Option(min=1, help="Show the row on this line token by token, and nothing else.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the report as one HTML page, with pictures.")] = None,
     as_format: As = None,
     as_json: Json = False,
 ) -> None:
     """Look a data file over: every problem with its line and how to mend it. Exit code 3 if any is an error."""
-    from tunewright.data.check import check, render
+    from tunewright.cli import check
 
-    report = check(data, validation, as_format=_format(as_format))
-    print(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else render(report))
-    raise typer.Exit(0 if report.ok else 3)
+    if row:
+        check.row(data, row, _format(as_format), model, max_tokens, as_json)
+        return
+    ok = check.report(data, validation, _format(as_format), model, max_tokens, html, as_json)
+    raise typer.Exit(0 if ok else 3)
 
 
 @app.command()

@@ -9,18 +9,33 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tunewright.data.findings import Notes
 from tunewright.data.jsonl import Record, faults_inside, json_records
-from tunewright.data.lines import MAX_LINE, Line, lines, open_data, too_long, whole
+from tunewright.data.lines import MAX_LINE, Line, lines, open_data, position, too_long, whole
 from tunewright.data.table import DELIMITERS, csv_records
 from tunewright.errors import Fault
 
 _READ = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 _BATCH = 256
 _ARROW_STREAM = b"\xff\xff\xff\xff"
+
+
+@dataclass(slots=True)
+class Place:
+    """How far reading is: `total` bytes on disk, of which `done` lie in the files before the one that is open."""
+
+    total: int = 0
+    done: int = 0
+    file: BinaryIO | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk that have been read."""
+        return self.done + (position(self.file) if self.file and not self.file.closed else 0)
 
 
 def files(path: Path) -> list[Path]:
@@ -39,21 +54,23 @@ def files(path: Path) -> list[Path]:
     return [path]
 
 
-def records(path: Path, notes: Notes, text: bool = False) -> Iterator[Record]:
+def records(path: Path, notes: Notes, text: bool = False, place: Place | None = None) -> Iterator[Record]:
     """Yield every record. Over several files lines are counted on, as `cat` would, and where each begins is said in `notes`.
 
-    `text`: read a file of unknown kind as plain text. Raises BadData where a file cannot be read at all.
+    `text`: read a file of unknown kind as plain text. `place` is kept up to date on the way. Raises BadData where a file cannot be read at all.
     """
-    named, before = files(path), 0
+    named, before, place = files(path), 0, place or Place()
+    place.total = sum(file.stat().st_size for file in named if file.is_file())
     for file in named:
         if len(named) > 1:
             notes.add(before + 1, "file_begins", f"{file} begins here", "Nothing to mend: lines are counted on over all files")
         own, last = Notes(), 0
-        for record in _file_records(file, own, text):
+        for record in _file_records(file, own, text, place):
             last = max(last, record.line)
             faults = [Fault(fault.line + before, fault.code, fault.message, fault.mend) for fault in record.faults]
             yield record._replace(line=record.line + before, faults=faults) if before else record
         notes.take(own, before)
+        place.done, place.file = place.done + file.stat().st_size, None
         before += last
 
 
@@ -62,8 +79,9 @@ def _is_data(file: Path) -> bool:
     return file.is_file() and name.endswith(_READ) and not name.startswith(("cache-", "."))
 
 
-def _file_records(path: Path, notes: Notes, text: bool) -> Iterator[Record]:
+def _file_records(path: Path, notes: Notes, text: bool, place: Place) -> Iterator[Record]:
     file, head = open_data(path)
+    place.file = file
     with file:
         if head.startswith((b"PAR1", b"ARROW1", _ARROW_STREAM)):
             yield from _arrow_records(file, head, path)

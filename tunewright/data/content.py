@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from tunewright.data.example import Chat, Completion, Example, Labelled, Pair
 from tunewright.data.findings import Notes
-from tunewright.data.near import near
+from tunewright.data.near import Near, Pairs, verified
 from tunewright.data.personal import KINDS, find
 from tunewright.errors import Fault
 
@@ -16,6 +16,14 @@ _MOJIBAKE = re.compile("[\u00c3\u00c2][\u0080-\u00bf]|\u00e2\u20ac[\u2122\u0153\
 _HTML = re.compile(
     r"</?(?:p|br|div|span|a|b|i|u|ul|ol|li|table|t[dhr]|strong|em|script|style|img|h[1-6])(?:\s[^<>]{0,500})?/?>|&(?:amp|nbsp|quot|lt|gt|apos|#\d{2,5});"
 )
+# Characters that are not seen: they split words for a tokenizer, or make a text read otherwise than it is stored.
+_ODD = {
+    "control characters": re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"),
+    "characters that turn the direction of reading": re.compile("[\u202a-\u202e\u2066-\u2069]"),
+    "invisible characters": re.compile("[\u200b\u2060\ufeff\u00ad]"),
+    "private-use characters": re.compile("[\ue000-\uf8ff]"),
+}
+_PLAIN = bytes({9, 10, 13, *range(32, 127)})
 
 
 def texts(example: Example) -> list[str]:
@@ -38,42 +46,42 @@ def own_text(example: Example) -> str:
     return own_text(example.chosen) if isinstance(example, Pair) else "\n".join(texts(example))
 
 
-def warnings(examples: Sequence[Example]) -> list[Fault]:
-    """One warning for each kind of thing found, with its first line and the number of lines."""
-    notes = Notes()
-    for example in examples:
-        for text in texts(example):
-            for hit in find(text):
-                notes.add(example.line, f"holds_{hit.kind}", f"A text holds {KINDS[hit.kind]}", "Mask it, unless it is public and meant to be learnt")
-            if _MOJIBAKE.search(text):
-                mend = "Export it again as UTF-8, or repair it with ftfy"
-                notes.add(example.line, "mojibake", "A text holds characters that were read in a wrong encoding", mend)
-            if _HTML.search(text):
-                notes.add(example.line, "html_left", "A text holds HTML mark-up or entities", "Strip it, unless the model is to write it")
-    return notes.faults()
+def look(example: Example, notes: Notes) -> None:
+    """Note each kind of thing that the texts of a row hold and that is perhaps not to be learnt."""
+    text, line = "\n".join(texts(example)), example.line
+    for hit in find(text):
+        notes.add(line, f"holds_{hit.kind}", f"A text holds {KINDS[hit.kind]}", "Mask it, unless it is public and meant to be learnt")
+    if not text.isascii() and _MOJIBAKE.search(text):
+        notes.add(line, "mojibake", "A text holds characters that were read in a wrong encoding", "Export it again as UTF-8, or repair it with ftfy")
+    if text.encode("utf-8", "surrogatepass").translate(None, _PLAIN):
+        for kind, odd in _ODD.items():
+            if odd.search(text):
+                notes.add(line, "odd_character", f"A text holds {kind}", "Remove them, unless they are meant: `clean` normalises Unicode")
+    if ("<" in text or "&" in text) and _HTML.search(text):
+        notes.add(line, "html_left", "A text holds HTML mark-up or entities", "Strip it, unless the model is to write it")
 
 
-def near_duplicates(examples: Sequence[Example]) -> Iterator[Fault]:
+def near_duplicates(held: Near, pairs: Pairs) -> Iterator[Fault]:
     """Warn of rows that nearly repeat an earlier one. Equal rows are another warning; a shared passage is none."""
-    held = [own_text(example) for example in examples]
-    found = [(i, j) for i, j, begins in near(held) if not begins and held[i] != held[j]]
+    found = [(i, j) for i, j, begins in verified(held, None, pairs) if not begins and held.text(i) != held.text(j)]
     if found:
         (i, j), count = found[0], len(found)
-        message = f"{count:,} row{'s nearly repeat' if count > 1 else ' nearly repeats'} an earlier one: line {examples[i].line} is like line {examples[j].line}"
-        yield Fault(examples[i].line, "near_duplicate", message, "Keep one of them, unless they are meant to weigh more", warning=True)
+        message = (
+            f"{count:,} row{'s nearly repeat' if count > 1 else ' nearly repeats'} an earlier one: line {held.lines[i]} is like line {held.lines[j]}"
+        )
+        yield Fault(held.lines[i], "near_duplicate", message, "Keep one of them, unless they are meant to weigh more", warning=True)
 
 
-def near_validation(training: Sequence[Example], validation: Sequence[Example]) -> Iterator[Fault]:
+def near_validation(held: Near, there: Near) -> Iterator[Fault]:
     """Warn of training rows that are nearly one of the validation file's, or share a long beginning with one."""
-    held, there = [own_text(example) for example in training], [own_text(example) for example in validation]
-    if not there:
-        return
-    found = [(i, j, begins) for i, j, begins in near(held, there) if held[i] != there[j]]
+    found = [(i, j, begins) for i, j, begins in verified(held, there) if held.text(i) != there.text(j)]
     for code, wanted, how in (
         ("near_in_validation", False, "are nearly in"),
         ("passage_in_validation_too", True, "share a long beginning with a row of"),
     ):
         if hits := [(i, j) for i, j, begins in found if begins is wanted]:
             (i, j), count = hits[0], len(hits)
-            message = f"{count:,} training row{'s' if count > 1 else ''} {how} the validation file: line {training[i].line} and its line {validation[j].line}"
-            yield Fault(training[i].line, code, message, "Keep such rows on one side", warning=True)
+            message = (
+                f"{count:,} training row{'s' if count > 1 else ''} {how} the validation file: line {held.lines[i]} and its line {there.lines[j]}"
+            )
+            yield Fault(held.lines[i], code, message, "Keep such rows on one side", warning=True)

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tunewright.errors import Fault
+
+_DISTINCT = 200
+"""How many different messages of one code are noted; what differs beyond that is noted together."""
+
+
+_MORE = f"More of the like, beyond the first {_DISTINCT}"
+
+
+class Faults:
+    """The faults of a file: of each code the first `limit` one by one, the rest as a number in `unlisted`."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.listed: list[Fault] = []
+        self.unlisted: Counter[str] = Counter()
+        self._limit = limit
+        self._counts: Counter[str] = Counter()
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Keep them, or count them."""
+        for fault in faults:
+            self._counts[fault.code] += 1
+            if self._limit is None or self._counts[fault.code] <= self._limit:
+                self.listed.append(fault)
+            else:
+                self.unlisted[fault.code] += 1
 
 
 class Notes:
@@ -13,10 +40,15 @@ class Notes:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], list[int]] = {}
         self._mend: dict[tuple[str, str], str] = {}
+        self._distinct: Counter[str] = Counter()
 
     def add(self, line: int, code: str, message: str, mend: str) -> None:
         """Note that a line shows this; a line counts once."""
         if (seen := self._seen.get((code, message))) is None:
+            self._distinct[code] += 1
+            if self._distinct[code] > _DISTINCT and message != _MORE:
+                self.add(line, code, _MORE, mend)
+                return
             self._seen[code, message] = [line, line, 1]
             self._mend[code, message] = mend
         elif seen[1] != line:

@@ -5,15 +5,16 @@ Every row either becomes an example or has an error that says why not: nothing i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tunewright.data.chat import chat
-from tunewright.data.container import records
+from tunewright.data.container import Place, records
 from tunewright.data.example import Completion, Example, Labelled
-from tunewright.data.findings import Findings, Notes, quoted
+from tunewright.data.findings import Faults, Findings, Notes, quoted
 from tunewright.data.foreign import alpaca, document, question_answer, sharegpt
 from tunewright.data.jsonl import Record
 from tunewright.data.lines import not_readable
@@ -62,6 +63,21 @@ class Reading:
         return [fault for fault in self.faults if not fault.warning]
 
 
+@dataclass(slots=True)
+class Tally:
+    """What reading a file has met so far: `rows` = `sound` + `lost`, by the code of each lost row's first error.
+
+    `faults` is whole, the file's own and notes included, once the rows have all been read.
+    """
+
+    faults: Faults = field(default_factory=Faults)
+    format: Format | None = None
+    rows: int = 0
+    sound: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    place: Place = field(default_factory=Place)
+
+
 def load(path: Path, minimum: int = MIN_EXAMPLES) -> list[Example]:
     """The examples of a file without errors. Raises BadData with every error otherwise."""
     reading = read(path, minimum)
@@ -75,25 +91,30 @@ def read(path: Path, minimum: int = MIN_EXAMPLES, as_format: Format | None = Non
 
     `as_format`: take every record as this, instead of what its keys say.
     """
+    tally = Tally()
+    examples = list(stream(path, tally, minimum, as_format))
+    return Reading(Path(path), examples, sorted(tally.faults.listed, key=lambda fault: fault.line), tally.format, tally.rows)
+
+
+def stream(path: Path, tally: Tally, minimum: int = MIN_EXAMPLES, as_format: Format | None = None) -> Iterator[Example]:
+    """Yield the sound examples one by one, as `read` finds them, holding none. Everything else goes into `tally`."""
     path, notes = Path(path), Notes()
-    examples: list[Example] = []
-    faults: list[Fault] = []
-    format: Format | None = None
-    rows = 0
     try:
-        for record in records(path, notes, text=as_format == "document"):
-            rows += 1
-            example, format, wrong = parse(record, notes, format, as_format)
+        for record in records(path, notes, as_format == "document", tally.place):
+            tally.rows += 1
+            example, tally.format, wrong = parse(record, notes, tally.format, as_format)
+            if wrong:
+                tally.faults.add(wrong)
+                tally.lost[wrong[0].code] += 1
             if example:
-                examples.append(example)
-            faults += wrong
-        faults += _file_faults(rows, minimum)
+                tally.sound += 1
+                yield example
+        tally.faults.add(_file_faults(tally.rows, minimum))
     except BadData as bad:
-        faults += bad.faults
+        tally.faults.add(bad.faults)
     except OSError as error:
-        faults += not_readable(path, error).faults
-    faults += notes.faults()
-    return Reading(path, examples, sorted(faults, key=lambda fault: fault.line), format, rows)
+        tally.faults.add(not_readable(path, error).faults)
+    tally.faults.add(notes.faults())
 
 
 def parse(record: Record, notes: Notes, before: Format | None, as_format: Format | None) -> tuple[Example | None, Format | None, list[Fault]]:

@@ -76,6 +76,12 @@ def open_data(path: Path) -> tuple[BinaryIO, bytes]:
     return file, head.removeprefix(_BOM)
 
 
+def position(file: BinaryIO) -> int:
+    """How many bytes of the file on disk have been read, packed ones where it is packed."""
+    raw = getattr(file, "raw", None)
+    return raw.position if isinstance(raw, _Expanded) else file.tell()
+
+
 class _Expanded(io.RawIOBase):
     """What a packed file holds, as a stream that ends in BadData where the file is damaged or swells beyond all measure."""
 
@@ -84,6 +90,11 @@ class _Expanded(io.RawIOBase):
         self._inner = expand(packed)
         self._limit = max(FREE_EXPANSION, MAX_EXPANSION * path.stat().st_size)
         self._size = 0
+
+    @property
+    def position(self) -> int:
+        """How many packed bytes have been read."""
+        return self._packed.tell()
 
     def readable(self) -> bool:
         return True

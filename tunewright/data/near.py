@@ -1,12 +1,18 @@
-"""Texts -> which are nearly the same: `near` finds candidates by MinHash and counts each one's shingles before it says so.
+"""Texts -> which are nearly the same: MinHash finds candidates, and each one's shingles are counted before it is said.
 
+`Near` takes texts one by one and keeps 200 bytes of each in memory; the texts themselves wait on disk.
 Source: Broder, On the resemblance and containment of documents (1997); the sketches are rensa's.
 """
 
 from __future__ import annotations
 
+import tempfile
+from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
 
 ALIKE = 0.8
 """Two texts are near duplicates from this share of common word triples (Jaccard)."""
@@ -14,10 +20,135 @@ ALIKE = 0.8
 MIN_WORDS = 8
 """Shorter texts have too few triples to be nearly the same; equal ones are found otherwise."""
 
+MAX_TEXTS = 2_000_000
+"""Texts that are compared; those that come after are not, and the report says so."""
+
+LIKELY = 0.6
+"""Share of a sketch from which the words are counted: four standard errors below `ALIKE`."""
+
 _PERMUTATIONS, _BANDS = 128, 32  # finds 99.9 % of pairs at 0.7, the verification drops those under ALIKE
-_CANDIDATES = 32
-_LIKELY = 0.65  # four standard errors below ALIKE
+_KEPT = 64  # values of a sketch that are kept, by their last byte: enough to tell candidates apart
+_LINKED = 4  # of texts that share a band, each is compared with so many before it, and with the first
 _PASSAGE = 60  # words: a beginning this long, and half of the text, is taken for a passage
+_BATCH = 1024
+
+Pairs = NDArray[np.int64]
+
+
+class Near:
+    """Texts to be compared. The `i`th that is added is text `i`."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=1 << 24)  # noqa: SIM115 - it lives as long as this
+        self._ends: list[NDArray[np.int64]] = [np.zeros(1, np.int64)]
+        self._waiting: list[str] = []
+        self._bands: list[NDArray[np.uint32]] = []
+        self._sketches: list[NDArray[np.uint8]] = []
+        self._rows: list[NDArray[np.int64]] = []
+        self.lines = array("q")
+        self.count = 0
+
+    def add(self, text: str, line: int = 0) -> None:
+        """Take a text and its line. Beyond `MAX_TEXTS` it is counted alone."""
+        if self.count < MAX_TEXTS:
+            self._waiting.append(text)
+            self.lines.append(line)
+            if len(self._waiting) == _BATCH:
+                self._sketch()
+        self.count += 1
+
+    def text(self, i: int) -> str:
+        """Text `i`."""
+        batch, at = divmod(i, _BATCH)
+        start, end = self._ends[batch + 1][at : at + 2]
+        self._file.seek(start)
+        return self._file.read(end - start).decode("utf-8", "surrogatepass")
+
+    def _sketch(self) -> None:
+        from rensa import RMinHash
+
+        start = int(self._ends[-1][-1])
+        raw = [text.encode("utf-8", "surrogatepass") for text in self._waiting]
+        self._file.seek(0, 2)
+        self._file.write(b"".join(raw))
+        self._ends.append(start + np.append(0, np.cumsum([len(text) for text in raw])))
+        triples = [triples_of(text) for text in self._waiting]
+        has = np.array([bool(one) for one in triples])
+        first = (len(self._ends) - 2) * _BATCH
+        self._waiting = []
+        if has.any():
+            digests = RMinHash.digests_from_token_sets([list(one) for one in triples if one], _PERMUTATIONS, 1)
+            made = np.array(digests, np.uint32)
+            self._rows.append(first + np.flatnonzero(has))
+            self._sketches.append(made[:, :: _PERMUTATIONS // _KEPT].astype(np.uint8))
+            self._bands.append(_fold(made.reshape(len(made), _BANDS, -1)))
+
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.uint8], list[NDArray[np.uint32]]]:
+        """(n,) the texts that have triples, (n, kept) their sketches, and their bands in blocks of (some of n, bands)."""
+        if self._waiting:
+            self._sketch()
+        if not self._rows:
+            return np.empty(0, np.int64), np.empty((0, _KEPT), np.uint8), []
+        return np.concatenate(self._rows), np.concatenate(self._sketches), self._bands
+
+
+def candidates(held: Near, known: Near | None = None, likely: float = LIKELY) -> tuple[Pairs, NDArray[np.float64]]:
+    """(pairs, 2) texts i of `held` and j before it, or of `known`, whose sketches agree in this share or more, sorted; (pairs,) those shares.
+
+    In a large group of texts that agree in a band not all are paired.
+    """
+    rows, sketches, bands = held.arrays()
+    before = np.empty(0, np.int64)
+    if known:
+        before, others, blocks = known.arrays()
+        sketches, bands = np.concatenate([others, sketches]), blocks + bands
+    found, agree = np.empty(0, np.int64), np.empty(0)
+    for band in range(_BANDS if len(rows) else 0):
+        pairs = _together(np.concatenate([block[:, band] for block in bands]), len(before) if known else None)
+        pairs = np.setdiff1d(pairs, found)
+        share = _agree(sketches, pairs)
+        found = np.concatenate([found, pairs[share >= likely]])
+        agree = np.concatenate([agree, share[share >= likely]])
+    order = np.argsort(found)
+    found, agree = found[order], agree[order]
+    return np.stack([rows[(found >> 32) - len(before)], (before if known else rows)[found & 0xFFFF_FFFF]], axis=1), agree
+
+
+def _fold(bands: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """(texts, bands, values) -> (texts, bands): a hash of each band's values."""
+    folded = np.zeros(bands.shape[:2], np.uint64)
+    for value in range(bands.shape[2]):
+        folded = (folded ^ bands[:, :, value]) * np.uint64(0x9E37_79B9_7F4A_7C15)
+    return (folded >> np.uint64(32)).astype(np.uint32)
+
+
+def _together(hashes: NDArray[np.uint32], known: int | None) -> Pairs:
+    """Pairs (i << 32 | j, i > j) of rows with equal hashes: each with the few before it and the first, or with those of the first `known` rows."""
+    order = np.argsort(hashes, kind="stable")
+    places = np.arange(len(order))
+    begins = np.append(True, hashes[order[1:]] != hashes[order[:-1]])
+    head = np.maximum.accumulate(np.where(begins, places, 0))
+    last = places - 1
+    if known is not None:
+        last = np.maximum.accumulate(np.where(order < known, places, -1))
+        places = places[order >= known]
+        last, head = last[places], head[places]
+    pairs = [np.empty(0, np.int64)]
+    for back in range(_LINKED):
+        near = np.flatnonzero(last - back >= head)
+        pairs.append((order[places[near]] << 32) | order[last[near] - back])
+    near = np.flatnonzero(last >= head)
+    pairs.append((order[places[near]] << 32) | order[head[near]])
+    return np.unique(np.concatenate(pairs))
+
+
+def _agree(sketches: NDArray[np.uint8], pairs: Pairs) -> NDArray[np.float64]:
+    """The share of equal values in each pair's sketches, without those that are equal by chance."""
+    shares = [np.empty(0)]
+    for start in range(0, len(pairs), 1 << 16):
+        some = pairs[start : start + (1 << 16)]
+        shares.append((sketches[some >> 32] == sketches[some & 0xFFFF_FFFF]).mean(axis=1))
+    return (np.concatenate(shares) * 256 - 1) / 255
 
 
 def near(texts: Sequence[str], known: Sequence[str] = ()) -> Iterator[tuple[int, int, bool]]:
@@ -26,38 +157,40 @@ def near(texts: Sequence[str], known: Sequence[str] = ()) -> Iterator[tuple[int,
     `begins`: what they share is their beginning, and what follows differs, as with a passage under several questions.
     Of texts that are alike the first is compared with, so that a thousand copies cost a thousand comparisons.
     """
-    from rensa import RMinHash, RMinHashLSH
+    return verified(_added(texts), _added(known) if known else None)
 
-    index = RMinHashLSH(ALIKE, _PERMUTATIONS, _BANDS)
-    earlier = known or texts
-    sketches: dict[int, Any] = {}
-    for start, batch in _batches(known):
-        made = RMinHash.from_token_sets([list(triples_of(text)) for text in batch], _PERMUTATIONS, 1)
-        index.insert_many(made, start)
-        sketches.update(enumerate(made, start))
-    for start, batch in _batches(texts):
-        triples = [triples_of(text) for text in batch]
-        for at, sketch in enumerate(RMinHash.from_token_sets([list(one) for one in triples], _PERMUTATIONS, 1)):
-            i, mine = start + at, triples[at]
-            if not mine:
-                continue
-            # The sketches tell most candidates apart, in a fraction of the time that counting takes.
-            likely = [j for j in sorted(index.query(sketch)) if sketches[j].jaccard(sketch) >= _LIKELY][:_CANDIDATES]
-            found = next((j for j in likely if alike(mine, triples_of(earlier[j])) >= ALIKE), None)
-            if found is not None:
-                yield i, found, _only_begins(texts[i], earlier[found])
-            elif not known:
-                index.insert(i, sketch)
-                sketches[i] = sketch
+
+def _added(texts: Sequence[str]) -> Near:
+    held = Near()
+    for text in texts:
+        held.add(text)
+    return held
+
+
+def verified(held: Near, known: Near | None = None, pairs: Pairs | None = None) -> Iterator[tuple[int, int, bool]]:
+    """Yield (i, j, begins) as `near` does, for texts that were added. `pairs`: candidates that are at hand already."""
+    first: dict[int, int] = {}
+    pairs = candidates(held, known)[0] if pairs is None else pairs
+    starts = np.flatnonzero(np.append(True, np.diff(pairs[:, 0]) > 0)).tolist() if len(pairs) else []
+    for start, end in zip(starts, [*starts[1:], len(pairs)], strict=False):
+        i, others = int(pairs[start, 0]), pairs[start:end, 1].tolist()
+        text, passage = held.text(i), None
+        mine = triples_of(text)
+        for j in dict.fromkeys(others if known else (first.get(j, j) for j in others)):
+            if alike(mine, triples_of(other := (known or held).text(j))) >= ALIKE:
+                if not _only_begins(text, other):
+                    first[i] = j
+                    yield i, j, False
+                    break
+                passage = j if passage is None else passage
+        else:
+            if passage is not None:
+                yield i, passage, True
 
 
 def alike(one: set[str], other: set[str]) -> float:
     """The share of common members in all members, 0 where there are none."""
     return len(one & other) / max(1, len(one | other))
-
-
-def _batches(texts: Sequence[str], size: int = 1024) -> Iterator[tuple[int, Sequence[str]]]:
-    return ((start, texts[start : start + size]) for start in range(0, len(texts), size))
 
 
 def triples_of(text: str) -> set[str]:

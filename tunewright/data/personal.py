@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -45,6 +46,10 @@ _SECRET = re.compile(
     r"|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{35}|xox[abprs]-[A-Za-z0-9-]{10,}|glpat-[\w-]{20,}|[rs]k_live_[A-Za-z0-9]{20,}"
     r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})(?!\w)"
 )
+_SECRET_STARTS = ("-----BEGIN ", "sk-", "_", "AKIA", "ASIA", "AIza", "xox", "glpat-", "eyJ")
+# A text's shape: its digits as 0 and its capitals as A. What the patterns cannot match without is found in it without a pattern, which is ten times as fast.
+_SHAPE = bytes.maketrans(b"123456789BCDEFGHIJKLMNOPQRSTUVWXYZ", b"0" * 9 + b"A" * 25)
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")
 
 
 def find(text: str) -> Iterator[Hit]:
@@ -58,16 +63,28 @@ def find(text: str) -> Iterator[Hit]:
 
 
 def _matches(text: str) -> Iterator[tuple[str, re.Match[str]]]:
-    yield from (("secret", match) for match in _SECRET.finditer(text))
+    """Each kind's matches, of the kinds whose shape the text has."""
+    if not text.isascii():  # the digits of other scripts count as ours
+        text = _OTHER_DIGIT.sub(lambda digit: str(unicodedata.digit(digit[0])), text)
+    for start in _SECRET_STARTS:
+        if start in text:
+            yield from (("secret", match) for match in _SECRET.finditer(text))
+            break
     if "@" in text:
         yield from (("email", match) for match in _EMAIL.finditer(text))
-    if not any(map(str.isdigit, text)):
-        return
-    yield from (("iban", match) for match in _IBAN.finditer(text) if is_iban(match[0]))
-    yield from (("card", match) for match in _CARD.finditer(text) if is_card(match[0]))
-    for pattern in (_IPV4, _IPV6):
-        yield from (("ip", match) for match in pattern.finditer(text) if _is_address(match[0]))
-    yield from (("phone", match) for match in _PHONE.finditer(text) if 7 <= sum(map(str.isdigit, match[0])) <= 15)
+    shape = text.encode("utf-8", "surrogatepass").translate(_SHAPE)
+    if b"AA00" in shape:
+        yield from (("iban", match) for match in _IBAN.finditer(text) if is_iban(match[0]))
+    # The digits that one number may have, without what may stand between them.
+    is_long = b"0000000" in (digits := shape.translate(None, b" .-()"))
+    if is_long and b"0" * 13 in digits:
+        yield from (("card", match) for match in _CARD.finditer(text) if is_card(match[0]))
+    if b"0.0.0" in shape or b"0.00.0" in shape or b"0.000.0" in shape:
+        yield from (("ip", match) for match in _IPV4.finditer(text) if _is_address(match[0]))
+    if "::" in text or text.count(":") > 5:
+        yield from (("ip", match) for match in _IPV6.finditer(text) if _is_address(match[0]))
+    if is_long:
+        yield from (("phone", match) for match in _PHONE.finditer(text) if 7 <= sum(map(str.isdigit, match[0])) <= 15)
 
 
 def is_card(text: str) -> bool:

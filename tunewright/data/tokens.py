@@ -7,9 +7,10 @@ of them are learnt: the assistant's words and the token that ends its turn, noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ PLAIN_TEMPLATE = (
 )
 
 
+_BATCH = 256
 _ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
 
 
@@ -106,13 +108,11 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
     template cannot render, as the `code` of its problem.
     """
     result = Tokenized()
-    for example in examples:
-        try:
-            whole = [render(one, tokenizer) for one in ((example.chosen, example.rejected) if isinstance(example, Pair) else (example,))]
-        except NotRenderable as problem:
-            result.dropped.setdefault(problem.code, []).append(example.line)
+    for example, whole in rendered(examples, tokenizer):
+        if isinstance(whole, NotRenderable):
+            result.dropped.setdefault(whole.code, []).append(example.line)
             continue
-        if any(row.trained.any() and int(row.ids[row.trained.nonzero()[0][-1]]) not in end_ids(tokenizer) for row in whole):
+        if not all(ends(row, tokenizer) for row in whole):
             result.unended.append(example.line)
         rows = [Row(row.ids[:max_tokens], row.trained[:max_tokens], example.line) for row in whole]
         was_cut = any(len(row.ids) > max_tokens for row in whole)
@@ -127,19 +127,59 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
     return result
 
 
+def ends(row: Row, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the last token that is learnt ends the answer, so that a model learns to stop. True where none is learnt."""
+    learnt = row.trained.nonzero()[0]
+    return not len(learnt) or int(row.ids[learnt[-1]]) in end_ids(tokenizer)
+
+
+def rendered_text(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A chat as the chat template writes it. Raises NotRenderable."""
+    return _run_template(chat, [message.content for message in chat.messages], tokenizer, False, None)
+
+
+def rendered(examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Example, list[Row] | NotRenderable]]:
+    """Every example with its rows before any cut, two of a pair, one of all others; or with what keeps it from being rendered.
+
+    Texts are encoded many at once, which fast tokenizers do on all cores.
+    """
+    examples = iter(examples)
+    while batch := list(islice(examples, _BATCH)):
+        sides = [[example.chosen, example.rejected] if isinstance(example, Pair) else [example] for example in batch]
+        rows = iter(_render([one for some in sides for one in some], tokenizer))
+        for example, some in zip(batch, sides, strict=True):
+            made = [next(rows) for _ in some]
+            wrong = next((one for one in made if isinstance(one, NotRenderable)), None)
+            yield example, wrong or [one for one in made if isinstance(one, Row)]
+
+
 def render(example: Example, tokenizer: PreTrainedTokenizerBase) -> Row:
     """An example's tokens and which of them are trained; of a pair, the preferred answer's. Raises NotRenderable."""
-    example = preferred(example)
-    if isinstance(example, Completion):
-        start, end = _begin(tokenizer), [_eos(tokenizer)]
-        before, after = _plain(example.prompt, tokenizer), _plain(example.completion, tokenizer)
-        ids = start + before + after + end
-        trained = [False] * (len(start) + len(before)) + [True] * (len(after) + 1)
-    else:
-        chat = as_chat(example)
-        text, spans = _apply_template(chat, tokenizer, generation=False)
-        ids, trained = _encode(text, spans, tokenizer)
-    return Row(np.array(ids, np.int32), np.array(trained, bool), example.line)
+    row = _render([preferred(example)], tokenizer)[0]
+    if isinstance(row, NotRenderable):
+        raise row
+    return row
+
+
+def _render(examples: Sequence[Chat | Completion | Labelled], tokenizer: PreTrainedTokenizerBase) -> list[Row | NotRenderable]:
+    """A row of each, or why there is none."""
+    rows: dict[int, Row | NotRenderable] = {}
+    chats: list[tuple[int, str, list[_Span]]] = []
+    for at, example in enumerate(examples):
+        if not isinstance(example, Completion):
+            try:
+                chats.append((at, *_apply_template(as_chat(example), tokenizer, generation=False)))
+            except NotRenderable as problem:
+                rows[at] = problem
+    for (at, _, _), (ids, trained) in zip(chats, _encode([chat[1:] for chat in chats], tokenizer), strict=True):
+        rows[at] = Row(np.array(ids, np.int32), np.array(trained, bool), examples[at].line)
+    completions = [(at, example) for at, example in enumerate(examples) if isinstance(example, Completion)]
+    texts = _plain([text for _, one in completions for text in (one.prompt, one.completion)], tokenizer)
+    start = _begin(tokenizer)
+    for (at, example), before, after in zip(completions, texts[::2], texts[1::2], strict=True):
+        given, learnt = len(start) + len(before), len(after) + 1
+        rows[at] = Row(np.array([*start, *before, *after, _eos(tokenizer)], np.int32), np.arange(given + learnt) >= given, example.line)
+    return [rows[at] for at in range(len(examples))]
 
 
 def prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -149,7 +189,7 @@ def prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
     example = preferred(example)
     if isinstance(example, Completion):
-        return _begin(tokenizer) + _plain(example.prompt, tokenizer)
+        return _begin(tokenizer) + _plain([example.prompt], tokenizer)[0]
     chat = as_chat(example)
     last = _last_answer(chat)
     return next_turn(replace(chat, messages=chat.messages[:last]) if last is not None else chat, tokenizer)
@@ -160,8 +200,7 @@ def next_turn(chat: Chat, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
 
     `renderer` runs the template in a process of its own. Raises NotRenderable, and with a renderer Problem `invalid_chat_template`.
     """
-    text, spans = _apply_template(chat, tokenizer, generation=True, renderer=renderer)
-    return _encode(text, spans, tokenizer)[0]
+    return _encode([_apply_template(chat, tokenizer, generation=True, renderer=renderer)], tokenizer)[0][0]
 
 
 def expected(example: Example) -> str | None:
@@ -228,7 +267,7 @@ def _apply_template(chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: 
     plain = _run_template(chat, contents, tokenizer, generation, renderer)
     # An empty content is marked too, unless the template treats "nothing said" as something else (a tool call, say).
     for shown in (marks, [mark if content else "" for mark, content in zip(marks, contents, strict=True)]):
-        marked = _run_template(chat, shown, tokenizer, generation, renderer)
+        marked = _run_marked(chat, shown, tokenizer, generation, renderer)
         for candidate in (contents, [content.strip() for content in contents]):
             text, spans = _put_back(marked, marks, candidate, chat.messages)
             if text == plain:
@@ -238,6 +277,19 @@ def _apply_template(chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: 
         "Choose a model whose template keeps contents as they are",
         code="template_rewrites_content",
     )
+
+
+def _run_marked(chat: Chat, shown: list[str], tokenizer: PreTrainedTokenizerBase, generation: bool, renderer: Renderer | None) -> str:
+    """The rendering with marks, which chats of the same roles have in common."""
+    if renderer or chat.tools or any(message.extra for message in chat.messages):
+        return _run_template(chat, shown, tokenizer, generation, renderer)
+    return _same_roles(tokenizer, str(tokenizer.chat_template), tuple(m.role for m in chat.messages), tuple(shown), generation)
+
+
+@lru_cache(maxsize=512)
+def _same_roles(tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[str, ...], shown: tuple[str, ...], generation: bool) -> str:
+    chat = Chat(tuple(Message(role, content) for role, content in zip(roles, shown, strict=True)))
+    return _run_template(chat, shown, tokenizer, generation, None)
 
 
 def _put_back(text: str, marks: list[str], contents: list[str], messages: Sequence[Message]) -> tuple[str, list[_Span]]:
@@ -278,28 +330,38 @@ def _run_template(chat: Chat, contents: Sequence[str], tokenizer: PreTrainedToke
     return str(text)
 
 
-def _encode(text: str, spans: list[_Span], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-    """Ids and mask of a rendered chat whose contents stand at `spans`.
+def _encode(chats: Sequence[tuple[str, list[_Span]]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], list[bool]]]:
+    """Ids and mask of rendered chats, each a text whose contents stand at its spans.
 
     The tokenizer's own reading of the whole text is taken when it is safe: no special token stems from a
     content (text that looks like one must stay text), and no token lies across the start of an answer
     (or `prompt` would not be a prefix). Otherwise the text is cut there and the pieces are encoded alone.
     """
-    whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = list(whole["input_ids"]), np.array(whole["offset_mapping"], np.int64).reshape(-1, 2)
+    if not chats:
+        return []
+    whole = tokenizer([text for text, _ in chats], add_special_tokens=False, return_offsets_mapping=True)
+    made: list[tuple[list[int], list[bool]]] = []
+    for (text, spans), ids, offsets in zip(chats, whole["input_ids"], whole["offset_mapping"], strict=True):
+        mask = _mask(text, spans, ids, np.array(offsets, np.int64).reshape(-1, 2), tokenizer)
+        made.append(_encode_pieces(text, spans, tokenizer) if mask is None else (ids, mask.tolist()))
+    return made
+
+
+def _mask(text: str, spans: list[_Span], ids: list[int], offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
+    """(tokens,) bool, which of a text's tokens are trained; None where its own reading is not safe."""
     special = _special_ids(tokenizer)
     begins, ends = offsets[:, 0], offsets[:, 1]
-    is_special = np.fromiter((i in special for i in ids), bool, len(ids))
+    is_special = np.array([i in special for i in ids], bool)
     trained = np.zeros(len(ids), bool)
     for span in spans:
         inside = (begins < span.end) & (ends > span.start)
         # Bytes of one character share its offsets, so a boundary within a character cannot hide here.
         if (is_special & inside).any() or (inside & (begins < span.start)).any() or (span.trained and (inside & (ends > span.end)).any()):
-            return _encode_pieces(text, spans, tokenizer)
+            return None
         if span.trained:
             trained |= inside
             trained |= _ending(begins >= span.end, ids, is_special, text, offsets, tokenizer)
-    return ids, trained.tolist()
+    return trained
 
 
 def _ending(
@@ -329,7 +391,7 @@ def _encode_pieces(text: str, spans: list[_Span], tokenizer: PreTrainedTokenizer
         closes = ends is not None and between[ends] in end_ids(tokenizer) and not tokenizer.decode(between[:ends]).strip()
         ids += between
         trained += [closes and ends is not None and i <= ends for i in range(len(between))]
-        content = _plain(text[span.start : span.end], tokenizer)
+        content = _plain([text[span.start : span.end]], tokenizer)[0]
         ids += content
         trained += [span.trained] * len(content)
         at, learning = span.end, span.trained
@@ -341,9 +403,9 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
-def _plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Encode text in which nothing is a special token, whatever it looks like."""
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+def _plain(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Encode texts in which nothing is a special token, whatever it looks like."""
+    return list(tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]) if texts else []
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
