@@ -19,6 +19,7 @@ TORCH_FREE = [
     "tunewright.data.clean",
     "tunewright.data.clean_folder",
     "tunewright.data.split",
+    "tunewright.data.labels",
     "tunewright.data.formats",
     "tunewright.data.sampler",
     "tunewright.serve.chat",

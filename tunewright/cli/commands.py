@@ -141,6 +141,37 @@ def train(
 
 
 @app.command()
+def label(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows of text, prompt or messages, of which some or none have a label.")],
+    model: Annotated[str | None, typer.Option(help="Suggest labels: a run folder, a model folder, or a Hub id.")] = None,
+    corrections: Annotated[Path | None, typer.Option(help="Take labels from suggestions that someone has looked through.")] = None,
+    agreement: Annotated[Path | None, typer.Option(help="Compare with another labeller's file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The JSON lines to write. Must not exist.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Labels to choose among, with commas. Default: those of FILE and of the run's training data.")
+    ] = None,
+    labels_from: Annotated[Path | None, typer.Option(help="A labelled file whose labels are to choose among.")] = None,
+    at_least: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="With --corrections: also take suggestions as sure as this.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Suggest labels, take corrections, or compare two labellers: one of --model, --corrections, --agreement."""
+    from tunewright.cli import label as commands
+    from tunewright.errors import BadConfig
+
+    if sum(option is not None for option in (model, corrections, agreement)) != 1:
+        raise BadConfig("Give one of --model, --corrections and --agreement", code="options_clash")
+    if agreement is not None:
+        commands.agree(file, agreement, as_json)
+        return
+    if out is None:
+        raise BadConfig("Name the file to write with --out", code="options_clash", param="--out")
+    if corrections is not None:
+        commands.fill(file, corrections, out, at_least, as_json)
+    elif model is not None:
+        commands.suggest(file, model, out, labels, labels_from, as_json)
+
+
+@app.command()
 def evaluate(
     data: Annotated[Path, typer.Option(help="Rows to measure on; best ones that no training has seen.")],
     model: Annotated[str, typer.Option(help="A run folder, a model folder, nano, or a Hub id.")] = "nano",
