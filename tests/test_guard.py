@@ -369,7 +369,7 @@ def test_metrics_count_by_route_and_not_by_name(shared: Server) -> None:
 
 
 BANNED = re.compile(
-    r"\bimport pickle|pickle\.load|torch\.load\(|yaml\.(unsafe_)?load\(|\beval\(|\bexec\(|shell=True|trust_remote_code=True|allow_pickle=True|os\.system"
+    r"\bimport pickle|pickle\.load|torch\.load\(|yaml\.(unsafe_)?load\(|(?<![.\w])(eval|exec)\(|shell=True|trust_remote_code=True|allow_pickle=True|os\.system"
 )
 
 
@@ -378,6 +378,6 @@ def test_nothing_that_runs_what_it_reads() -> None:
         f"{path.relative_to(ROOT)}:{number}"
         for path in (ROOT / "tunewright").rglob("*.py")
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if BANNED.search(line) and "model.eval()" not in line
+        if BANNED.search(line)
     ]
     assert not found

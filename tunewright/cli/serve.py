@@ -5,51 +5,52 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunewright.cli.display import printable
 from tunewright.errors import BadConfig
 from tunewright.jobs.home import Home
-from tunewright.jobs.launch import Launcher
-from tunewright.jobs.store import Store
-from tunewright.serve import keys
-from tunewright.serve.config import BUILT_IN, ServeConfig
+from tunewright.serve.config import BUILT_IN, Quotas, ServeConfig
+
+if TYPE_CHECKING:
+    from tunewright.jobs.store import Store
 
 
 def serve(folder: Path, settings: list[str] | None, **flags: object) -> None:
     """Serve until told to stop. Raises HomeTaken, BadConfig, BadStore before anything is begun."""
+    home, config = open_home(folder, settings, **flags)
+    home.lock(f"http://{config.host}:{config.port}")
+    # Only now: the database and web libraries take a second to import, and a second server is to be refused at once.
+    from tunewright.jobs.launch import Launcher
+    from tunewright.jobs.store import Store
+    from tunewright.serve import keys
     from tunewright.serve.app import create_app
     from tunewright.serve.run import bind, run
 
-    home, config = open_home(folder, settings, **flags)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    for name in ("uvicorn.error", "alembic", "httpx", "python_multipart"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    home.lock(f"http://{config.host}:{config.port}")
     try:
         listener = bind(config)
     except OSError as error:
         text = f"Cannot listen on {config.host}:{config.port}: {error.strerror}. Choose another --port"
         raise BadConfig(text, code="cannot_listen", param="--port") from None
     host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    store = Store(database_of(config, home), sinks=sinks(config))
-    try:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    for name in ("uvicorn.error", "alembic", "httpx", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    hub = any(is_hub_id(model) for model in config.models.values())
+    os.environ["HF_HUB_OFFLINE"] = str(int(not hub))
+    with closing(Store(database_of(config, home), sinks=sinks(config))) as store:
         store.migrate()
-        made = keys.first_key(store)
-        if made:
+        if made := keys.first_key(store):
             print(f"The first key, shown this once:  {made}", flush=True)
-        print(f"Serving on {url}/v1 from {home.path.resolve()}. Stop with Ctrl-C.", flush=True)
-        hub = any(is_hub_id(model) for model in config.models.values())
-        os.environ["HF_HUB_OFFLINE"] = str(int(not hub))
         launcher = Launcher(
             store, home, concurrent=config.concurrent_jobs, stall_seconds=config.stall_seconds, organization=config.organization, hub=hub
         )
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+        print(f"Serving on {url} from {home.path.resolve()}. Stop with Ctrl-C.", flush=True)
         run(create_app(config, store, home, launcher), config, listener)
-    finally:
-        store.close()
 
 
 def open_home(folder: Path, settings: list[str] | None = None, **flags: object) -> tuple[Home, ServeConfig]:
@@ -64,7 +65,7 @@ def open_home(folder: Path, settings: list[str] | None = None, **flags: object) 
 
 
 def database_of(config: ServeConfig, home: Home) -> str:
-    """Where the database is. It may hold a password, so the environment can give it too, and the command line cannot be seen with it."""
+    """Where the database is. It may hold a password, so the environment can give it too: a command line is seen by others."""
     return os.environ.get("TUNEWRIGHT_DATABASE") or config.database or home.database
 
 
@@ -80,38 +81,40 @@ def sinks(config: ServeConfig) -> tuple[str, ...]:
 
 def add_key(folder: Path, owner: str, name: str, scope: str, quotas: list[str] | None) -> None:
     """Make a key and print it, once."""
-    store = _store(folder)
-    print(keys.add_key(store, owner, name, scope, _quotas(quotas)))
-    store.close()
+    from tunewright.config import parse
+    from tunewright.serve import keys
+
+    given = parse(Quotas, {}, quotas)
+    with closing(_store(folder)) as store:
+        print(keys.add_key(store, owner, name, scope, given.model_dump(exclude_unset=True)))
 
 
 def list_keys(folder: Path) -> None:
     """Print all keys, without the keys."""
-    store = _store(folder)
-    for key in keys.list_keys(store):
-        since = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d")
-        ended = f"  revoked {datetime.fromtimestamp(key.revoked_at, UTC):%Y-%m-%d}" if key.revoked_at else ""
-        print(printable(f"{key.id}  {key.scope:5}  {key.owner}  {key.name}  since {since}{ended}"))
-    store.close()
+    from tunewright.serve import keys
+
+    with closing(_store(folder)) as store:
+        for key in keys.list_keys(store):
+            ended = f"  revoked {_day(key.revoked_at)}" if key.revoked_at else ""
+            print(printable(f"{key.id}  {key.scope:5}  {key.owner}  {key.name}  since {_day(key.created_at)}{ended}"))
 
 
 def revoke_key(folder: Path, id: str) -> None:
     """End a key."""
-    store = _store(folder)
-    keys.revoke_key(store, id)
-    store.close()
+    from tunewright.serve import keys
+
+    with closing(_store(folder)) as store:
+        keys.revoke_key(store, id)
 
 
 def _store(folder: Path) -> Store:
+    from tunewright.jobs.store import Store
+
     home, config = open_home(folder)
-    store = Store(database_of(config, home), time.time)
+    store = Store(database_of(config, home))
     store.migrate()
     return store
 
 
-def _quotas(assignments: list[str] | None) -> dict[str, int]:
-    from tunewright.config import parse
-    from tunewright.serve.config import Quotas
-
-    given = parse(Quotas, {}, assignments)
-    return {name: getattr(given, name) for name in given.model_fields_set}
+def _day(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d")

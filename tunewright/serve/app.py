@@ -24,6 +24,7 @@ from tunewright.serve.engine import Engine
 from tunewright.serve.errors import ApiError
 from tunewright.serve.guard import Guard, Keys
 from tunewright.serve.metrics import Metrics
+from tunewright.serve.notify import notifying
 from tunewright.serve.quota import Buckets
 from tunewright.serve.sweep import clear_left_overs, sweeping
 
@@ -71,7 +72,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await asyncio.to_thread(clear_left_overs, state.store, state.home)
     if state.launcher is not None:
         await asyncio.to_thread(state.launcher.start)
-    with sweeping(state.store, state.home, state.config.keep_expired_days):
+    with sweeping(state.store, state.home, state.config.keep_expired_days), notifying(state.store, state.config):
         state.ready = True
         yield
         state.ready = False

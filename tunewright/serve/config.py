@@ -61,7 +61,7 @@ class Limits(_Strict):
     """Bytes a second, on average."""
     keep_alive_seconds: int = Field(15, ge=1, le=3600)
     """That an idle connection is kept."""
-    stop_seconds: int = Field(3, ge=0, le=600)
+    stop_seconds: int = Field(2, ge=0, le=600)
     """That streams have to end when the server is told to stop."""
     bad_keys: int = Field(30, ge=1, le=1_000_000)
     """Wrong keys a minute from one address, before it is told to wait."""

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tunewright.serve.config import Limits, ServeConfig
 
-_REFUSED = b'{"error": {"message": "The request is not HTTP/1.1 as RFC 9112 has it, or its head is too large", "type": "invalid_request_error", "param": null, "code": "bad_request"}}'
+_REFUSED = b'{"error": {"message": "The request cannot be read: it is not HTTP as RFC 9112 has it, or its head is too large", "type": "invalid_request_error", "param": null, "code": "bad_request"}}'
 
 
 class GuardedProtocol(H11Protocol):
