@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,11 +16,15 @@ from tunewright.data.sampler import steps, steps_per_epoch
 from tunewright.data.tokens import Item
 from tunewright.errors import RunFailed
 from tunewright.event import Event
+from tunewright.models.forward import Batch, TreeBatch
 from tunewright.models.tuning import trained
 from tunewright.train import checkpoint, schedule, trunk
+from tunewright.train.ahead import ahead
 from tunewright.train.card import write_card
 from tunewright.train.folder import hold, open_run, recorded, write_json
 from tunewright.train.start import Run, start
+
+MicroBatches = Iterable[tuple[list[int], Batch | TreeBatch]]
 
 BAD_STEPS = 3  # non-finite steps in a row before a run gives up
 AUTOSAVE_SECONDS = 60.0
@@ -58,11 +62,12 @@ def _steps(run: Run) -> Iterator[Event]:
     plan, progress = run.plan, run.progress
     each = steps_per_epoch(len(run.rows), plan.batch_size)
     bad, saved_at, every = 0, time.monotonic(), run.config.checkpoints.every_steps
-    for step, epoch, chosen in steps(len(run.rows), plan.batch_size, plan.n_epochs, run.order, progress.step):
+    todo = steps(len(run.rows), plan.batch_size, plan.n_epochs, run.order, progress.step)
+    for (step, epoch, chosen), laid_out in ahead(todo, lambda one: list(run.batches([run.rows[i] for i in one[2]]))):
         if progress.stopped_early:
             return
         rate = plan.learning_rate * schedule.factor(run.config.schedule, step, plan.total_steps)
-        result = take_step(run, [run.rows[i] for i in chosen], rate)
+        result = take_step(run, [run.rows[i] for i in chosen], rate, laid_out)
         progress.step = step
         progress.trained_tokens += result.count
         bad = 0 if result.applied else bad + 1
@@ -98,8 +103,8 @@ class StepResult:
     applied: bool
 
 
-def take_step(run: Run, items: list[Item], rate: float) -> StepResult:
-    """Add up the gradients of the items' micro-batches, divide once, clip, and move the weights at a learning rate.
+def take_step(run: Run, items: list[Item], rate: float, laid_out: MicroBatches | None = None) -> StepResult:
+    """Add up the gradients of the items' micro-batches (`laid_out`, if they are so already), divide once, clip, and move the weights at a learning rate.
 
     A loss or gradient that is not finite leaves weights and optimizer as they were.
     """
@@ -108,7 +113,7 @@ def take_step(run: Run, items: list[Item], rate: float) -> StepResult:
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group["share"]
     run.model.train()
-    loss, count, correct, margin = add_up(run, items, backward=True)
+    loss, count, correct, margin = add_up(run, items, True, laid_out)
     gradients = [p.grad for p in parameters if p.grad is not None]
     torch._foreach_div_(gradients, float(count))
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm or math.inf))
@@ -120,10 +125,10 @@ def take_step(run: Run, items: list[Item], rate: float) -> StepResult:
     return StepResult(loss / count, correct / count, margin / count, norm, time.perf_counter() - begun, tokens, count, applied)
 
 
-def add_up(run: Run, items: list[Item], backward: bool) -> tuple[float, int, int, float]:
+def add_up(run: Run, items: list[Item], backward: bool, laid_out: MicroBatches | None = None) -> tuple[float, int, int, float]:
     """The summed loss of items, what to divide it by, how many of those are right, and the summed reward margin."""
     loss, count, correct, margin = 0.0, 0, 0, 0.0
-    for group, batch in run.batches(items):
+    for group, batch in run.batches(items) if laid_out is None else laid_out:
         with _precision(run), torch.set_grad_enabled(backward):
             sums = run.loss(run.called(batch), batch, [items[i] for i in group])
         if backward:
@@ -137,7 +142,7 @@ def validate(run: Run, items: list[Item], name: str) -> dict[str, float]:
     """The run's loss and accuracy on items, as `name`_loss and so on. Draws no random numbers and leaves the mode as it was."""
     was_training = run.model.training
     run.model.eval()
-    loss, count, correct, margin = add_up(run, items, backward=False)
+    loss, count, correct, margin = add_up(run, items, False)
     run.model.train(was_training)
     return _named(run, name, loss / count, correct / count, margin / count)
 
