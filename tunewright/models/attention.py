@@ -24,10 +24,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tunewright.data.tokens import Row
 from tunewright.data.tree import plan
-from tunewright.models import quantized, virtual
+from tunewright.models import flex, quantized, virtual
 from tunewright.models.virtual import base_of
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
     from tunewright.data.tree import Segment, Tree
 
 # Our name for each implementation that calls without a tree go on to use. ("sdpa" in a name would mean more to transformers.)
@@ -65,13 +67,15 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A tree of T tokens on a device. `ids`, `positions`: (1, T). `place`: (T,) where each token's output stands among all buckets' outputs."""
+    """A tree of T tokens on a device. `ids`, `positions`: (1, T). `place`: (T,) where each token's output stands among all buckets' outputs.
+    `blocks`: the whole tree's mask, where one FlexAttention call does the work of the buckets."""
 
     ids: torch.Tensor
     positions: torch.Tensor
     buckets: list[Bucket]
     place: torch.Tensor
     longest: int
+    blocks: BlockMask | None = None
 
     @classmethod
     def of(cls, tree: Tree, device: torch.device | str = "cpu") -> Layout:
@@ -86,7 +90,8 @@ class Layout:
                 buckets.append(_bucket(group, causal, device))
                 done += len(group) * width
         ids, positions = (torch.from_numpy(x)[None].to(device) for x in (tree.ids, tree.positions))
-        return cls(ids, positions, buckets, torch.from_numpy(place).to(device), tree.longest)
+        blocks = flex.blocks(tree.end, device) if flex.usable(torch.device(device).type) else None
+        return cls(ids, positions, buckets, torch.from_numpy(place).to(device), tree.longest, blocks)
 
     @classmethod
     def alone(cls, tokens: int, device: torch.device | str = "cpu") -> Layout:
@@ -211,7 +216,9 @@ def _check(module: torch.nn.Module, tree: Layout, others: dict[str, Any]) -> Non
 def _along(
     tree: Layout, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float, softcap: float | None
 ) -> torch.Tensor:
-    """One attention call a bucket over gathered keys. Returns (1, T, heads, size)."""
+    """One attention call a bucket over gathered keys, or one for all where the layout says so. Returns (1, T, heads, size)."""
+    if tree.blocks is not None and not dropout:
+        return flex.attend(query, key, value, tree.blocks, scaling, softcap)
     # Tokens first: a gather of whole tokens, and adding up their gradients, then move contiguous memory.
     flat = [x.transpose(1, 2).reshape(x.shape[2], -1) for x in (query, key, value)]
     sizes = [(x.shape[1], x.shape[3]) for x in (query, key, value)]

@@ -19,7 +19,7 @@ from tunewright.data.sampler import Order, as_given, by_prefix, by_rows
 from tunewright.data.tokens import Item, Row, RowPair, Tokenized, tokenize
 from tunewright.errors import BadConfig, BadData, Fault, RunFailed
 from tunewright.event import Event
-from tunewright.models import dropout, further, quantized, tuning, virtual
+from tunewright.models import dropout, flex, further, quantized, tuning, virtual
 from tunewright.models.attention import serves
 from tunewright.models.forward import Batch, TreeBatch, batches, score
 from tunewright.models.load import Loaded, load
@@ -172,6 +172,7 @@ def _layout(model: PreTrainedModel, rows: list[Row]) -> Generator[Event, None, b
         text = f"Rows are padded side by side: {why_not}"
     else:
         text = f"Rows are computed as prefix trees: {distinct:,} of {total:,} tokens are distinct over the whole data"
+        text += ", attended to by FlexAttention" if flex.usable(next(model.parameters()).device.type) else ""
         if dropout.active(model):
             text += "; rows of a step drop out alike where they share tokens"
     yield Event(0, text, {"layout": "padded" if why_not else "tree", "reason": why_not, "tokens": total, "distinct_tokens": distinct})
