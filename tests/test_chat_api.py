@@ -17,10 +17,14 @@ from fastapi.responses import JSONResponse
 
 import tiny
 from test_generate import make
+from tunewright.jobs.store import Key, Store
 from tunewright.serve import chat, completions
 from tunewright.serve.ask import Resolved
+from tunewright.serve.config import ServeConfig
 from tunewright.serve.engine import Engine
 from tunewright.serve.errors import ApiError
+from tunewright.serve.metrics import Metrics
+from tunewright.serve.quota import Buckets
 
 HELLO: Any = [{"role": "user", "content": "Where is my lamp?"}]
 
@@ -47,7 +51,20 @@ def app_for(engine: Engine, models: dict[str, Resolved]) -> FastAPI:
     app.add_exception_handler(ApiError, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.state.engine, app.state.resolve = engine, resolve
+    app.state.config, app.state.buckets, app.state.metrics = ServeConfig(), Buckets(), Metrics(Store("sqlite:///unused.db"))
+    app.add_middleware(_Known)
     return app
+
+
+class _Known:
+    """Where the guard would stand: everyone is the same key."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        scope.setdefault("state", {})["key"] = Key(id="key_test", quotas={})
+        await self.app(scope, receive, send)
 
 
 @pytest.fixture(scope="module")

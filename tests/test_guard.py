@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import openai
 import pytest
 
 import hostile
@@ -381,3 +382,19 @@ def test_nothing_that_runs_what_it_reads() -> None:
         if BANNED.search(line)
     ]
     assert not found
+
+
+def test_tokens_by_the_minute(server: Server) -> None:
+    """What was read and written counts, streams that were left early too; a key without any left is told before a model is loaded."""
+    key = server.add_key(tokens_per_minute=12)
+    client = server.client(key)
+    asked: Any = {"model": "nano", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "temperature": 0}
+    first = client.chat.completions.create(**asked).usage
+    assert first and first.total_tokens < 12
+    with client.chat.completions.create(**{**asked, "max_tokens": 100}, stream=True) as stream:
+        next(iter(stream))
+    with pytest.raises(openai.RateLimitError, match="tokens"):
+        client.chat.completions.create(**asked)
+    server.client().chat.completions.create(**asked)
+    text = send(server, Request("GET", "/metrics"))[0].body.decode()
+    assert float(re.findall(r'tunewright_tokens_total\{kind="read"\} (\S+)', text)[0]) == 3 * first.prompt_tokens

@@ -15,6 +15,7 @@ from tunewright.errors import Problem
 from tunewright.serve.ask import Ask, Piece, Resolved
 from tunewright.serve.engine import Engine, Opened
 from tunewright.serve.errors import ApiError
+from tunewright.serve.quota import Spend, check_tokens
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ async def in_thread(engine: Engine, work: Callable[..., T], *given: Any) -> T:
 
 async def opened_for(request: Request, name: str) -> tuple[Engine, Resolved, Opened]:
     """The model that a request names, in memory. Raises ApiError: unknown, damaged, too large."""
+    check_tokens(request)
     engine: Engine = request.app.state.engine
     find = request.app.state.resolve
     resolved: Resolved = await find(request, name) if iscoroutinefunction(find) else await in_thread(engine, find, request, name)
@@ -100,15 +102,24 @@ class Answers:
 
 
 @asynccontextmanager
-async def answers(engine: Engine, opened: Opened, asks: Sequence[Ask]) -> AsyncIterator[Answers]:
-    """Have asks answered; leaving cancels what is unfinished. Raises ApiError: the queue is full, a schema cannot be followed."""
+async def answers(engine: Engine, opened: Opened, asks: Sequence[Ask], spend: Spend) -> AsyncIterator[Answers]:
+    """Have asks answered; leaving cancels what is unfinished, and `spend` is told what was read and written until then.
+
+    Raises ApiError: the queue is full, a schema cannot be followed.
+    """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
 
-    def put_as(i: int) -> Callable[[Piece], None]:
-        return lambda piece: void(loop.call_soon_threadsafe(queue.put_nowait, (i, piece)))
+    written = [0] * len(asks)
 
-    submitted = []
+    def put_as(i: int) -> Callable[[Piece], None]:
+        def put(piece: Piece) -> None:
+            written[i] = piece.tokens
+            loop.call_soon_threadsafe(queue.put_nowait, (i, piece))
+
+        return put
+
+    submitted: list[Any] = []
     try:
         for i, ask in enumerate(asks):
             # A grammar takes milliseconds to build, and more with a new vocabulary.
@@ -123,10 +134,7 @@ async def answers(engine: Engine, opened: Opened, asks: Sequence[Ask]) -> AsyncI
     finally:
         for each in submitted:
             each.cancel()
-
-
-def void(_: object) -> None:
-    """Nothing."""
+        spend(sum(len(ids) for ids in {ask.ids for ask in asks[: len(submitted)]}), sum(written))
 
 
 async def unless_gone(request: Request, work: Any) -> Any:

@@ -21,17 +21,19 @@ from tunewright.serve.ask import Ask, Chance, Piece
 from tunewright.serve.asked import ChatMessage, ChatRequest
 from tunewright.serve.engine import Engine, Opened
 from tunewright.serve.errors import ApiError
+from tunewright.serve.quota import Spend, spending
 
 router = APIRouter()
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What all chunks of an answer share."""
+    """What all chunks of an answer share, and who is told of its tokens."""
 
     id: str
     created: int
     model: str
+    spend: Spend
 
     def body(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices, **more}
@@ -42,7 +44,7 @@ async def create(request: Request, asked: ChatRequest) -> Response:
     """Answer a conversation."""
     engine, resolved, opened = await opened_for(request, asked.model)
     asks = await in_thread(engine, _asks, asked, opened)
-    head = Head(f"chatcmpl-{uuid4().hex[:24]}", int(time()), resolved.name)
+    head = Head(f"chatcmpl-{uuid4().hex[:24]}", int(time()), resolved.name, spending(request))
     if asked.stream:
         return await streamed(_stream(engine, opened, asks, asked, head))
     return await unless_gone(request, _whole(engine, opened, asks, asked, head))  # type: ignore[no-any-return]
@@ -128,7 +130,7 @@ def _message(message: ChatMessage, at: int) -> Message:
 
 
 async def _whole(engine: Engine, opened: Opened, asks: Sequence[Ask], asked: ChatRequest, head: Head) -> Response:
-    async with answers(engine, opened, asks) as found:
+    async with answers(engine, opened, asks, head.spend) as found:
         pieces = await found.whole()
     choices = [_choice(i, mine, asked, opened) for i, mine in enumerate(pieces)]
     return JSONResponse(head.body("chat.completion", choices, usage=usage(asks, [mine[-1] for mine in pieces])))
@@ -166,7 +168,7 @@ async def _stream(engine: Engine, opened: Opened, asks: Sequence[Ask], asked: Ch
         choice = {"index": i, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return event(head.body("chat.completion.chunk", [choice], **null))
 
-    async with answers(engine, opened, asks) as found:
+    async with answers(engine, opened, asks, head.spend) as found:
         yield "".join(chunk(i, {"role": "assistant", "content": "", "refusal": None}) for i in range(len(asks)))
         ends: list[Piece] = []
         async for i, piece in found.pieces():

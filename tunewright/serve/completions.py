@@ -20,6 +20,7 @@ from tunewright.serve.asked import CompletionRequest
 from tunewright.serve.chat import Head, ask_of, event, streamed, usage
 from tunewright.serve.engine import Engine, Opened
 from tunewright.serve.errors import ApiError
+from tunewright.serve.quota import spending
 
 router = APIRouter()
 
@@ -48,7 +49,7 @@ async def create(request: Request, asked: CompletionRequest) -> Response:
         raise ApiError(400, "best_of cannot be streamed: the best is known at the end", "best_of")
     engine, resolved, opened = await opened_for(request, asked.model)
     wanted = await in_thread(engine, _wanted, asked, opened, best)
-    head = Head(f"cmpl-{uuid4().hex[:24]}", int(time()), resolved.name)
+    head = Head(f"cmpl-{uuid4().hex[:24]}", int(time()), resolved.name, spending(request))
     if asked.stream:
         return await streamed(_stream(engine, opened, wanted, asked, head))
     return await unless_gone(request, _whole(engine, opened, wanted, asked, head))  # type: ignore[no-any-return]
@@ -104,7 +105,7 @@ def _name(token: int, opened: Opened) -> str:
 
 
 async def _whole(engine: Engine, opened: Opened, wanted: _Wanted, asked: CompletionRequest, head: Head) -> Response:
-    async with answers(engine, opened, wanted.asks) as found:
+    async with answers(engine, opened, wanted.asks, head.spend) as found:
         pieces = [piece for (piece,) in await found.whole()]
     choices: list[dict[str, Any]] = []
     for p, echo in enumerate(wanted.echoes):
@@ -124,7 +125,7 @@ def _likelihood(piece: Piece) -> float:
 async def _stream(engine: Engine, opened: Opened, wanted: _Wanted, asked: CompletionRequest, head: Head) -> AsyncIterator[str]:
     with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
     null = {"usage": None} if with_usage else {}
-    async with answers(engine, opened, wanted.asks) as found:
+    async with answers(engine, opened, wanted.asks, head.spend) as found:
         said = [len(wanted.echoes[i // wanted.of_each]) for i in range(len(wanted.asks))]
         yield "".join(
             event(head.body("text_completion", [_choice(i, wanted.echoes[i // wanted.of_each], (), None, asked, opened, 0)], **null))

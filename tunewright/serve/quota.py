@@ -17,6 +17,9 @@ from tunewright.serve.errors import ApiError
 NO_RETRY = {"x-should-retry": "false"}
 
 
+Spend = Callable[[int, int], None]
+
+
 class Buckets:
     """Amounts that refill evenly over a minute, by name. A bucket may be overdrawn by what was not known before: it then needs longer."""
 
@@ -70,10 +73,16 @@ def check_tokens(request: Request) -> None:
         raise too_many("tokens", limit, left)
 
 
-def spend_tokens(request: Request, tokens: int) -> None:
-    """Count tokens that were read and written for a key."""
+def spending(request: Request) -> Spend:
+    """Counts tokens that are read and written for who asked: how many is known at the end, and they may overdraw."""
     key, state = request.state.key, request.app.state
-    state.buckets.take("tokens", key.id, quota(key, state.config.quotas, "tokens_per_minute"), tokens)
+
+    def spend(read: int, written: int) -> None:
+        state.buckets.take("tokens", key.id, quota(key, state.config.quotas, "tokens_per_minute"), read + written)
+        state.metrics.tokens.labels("read").inc(read)
+        state.metrics.tokens.labels("written").inc(written)
+
+    return spend
 
 
 def over_quota(what: str, limit: Any) -> ApiError:
