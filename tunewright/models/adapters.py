@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunewright.errors import BadModel
-from tunewright.models import quantized
 from tunewright.models.load import read_json
 
 _PREFIX = "base_model.model."
@@ -50,7 +49,8 @@ Adapter = LoraAdapter | PromptAdapter
 
 
 def read(folder: Path, name: str, model: PreTrainedModel) -> Adapter | None:
-    """The adapter in a folder, for a base that is loaded; None where it is of a kind that needs a model of its own.
+    """The adapter in a folder, for a base that is loaded, in the bits that the adapter was learnt on; None where it is of a kind
+    that needs a model of its own.
 
     The name of the base that stands in the folder is not followed: who calls knows the base.
     Raises BadModel `adapter_mismatch` when it does not fit the base, `model_rejected` when a file is damaged.
@@ -59,7 +59,7 @@ def read(folder: Path, name: str, model: PreTrainedModel) -> Adapter | None:
     if not (folder / "adapter_model.safetensors").is_file():
         raise BadModel(f"{name}: the adapter has no adapter_model.safetensors", code="not_safetensors", param="model")
     kind = config.get("peft_type")
-    if kind in _OWN or (kind == "LORA" and not _is_plain(config)) or quantized.recorded(folder, name):
+    if kind in _OWN or (kind == "LORA" and not _is_plain(config)):
         return None
     if kind not in _IN_FRONT and kind != "LORA":
         text = f"{name}: adapters of the kind {str(kind)[:40]!r} cannot be served; those that can: LORA, {', '.join(sorted(_IN_FRONT | _OWN))}"
@@ -101,6 +101,7 @@ def _prompt(tensors: dict[str, torch.Tensor], name: str, model: PreTrainedModel)
 def _lora(tensors: dict[str, torch.Tensor], config: dict[str, Any], name: str, model: PreTrainedModel) -> LoraAdapter | None:
     modules = dict(model.named_modules())
     matrices: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    like = model.get_input_embeddings().weight  # a layer's own may be packed into bytes
     alpha, rank_stable = config.get("lora_alpha"), bool(config.get("use_rslora"))
     if not isinstance(alpha, int | float) or isinstance(alpha, bool):
         raise BadModel(f"{name}: adapter_config.json has no lora_alpha", code="model_rejected", param="model")
@@ -114,13 +115,12 @@ def _lora(tensors: dict[str, torch.Tensor], config: dict[str, Any], name: str, m
         module, b = modules.get(place), tensors.get(f"{_PREFIX}{place}.lora_B.weight")
         if kind != "A.weight" or b is None or not isinstance(module, torch.nn.Linear | Conv1D):
             raise BadModel(f"{name}: the adapter does not fit its base: {key} has no place there", code="adapter_mismatch", param="model")
-        weight = module.weight
-        inner, outer = weight.shape if isinstance(module, Conv1D) else (weight.shape[1], weight.shape[0])
+        inner, outer = (module.in_features, module.out_features) if isinstance(module, torch.nn.Linear) else module.weight.shape
         if a.dim() != 2 or b.dim() != 2 or a.shape[1] != inner or b.shape[0] != outer or a.shape[0] != b.shape[1] or not a.shape[0]:
             text = f"{name}: the adapter does not fit its base: {key} is {tuple(a.shape)}, for a module of {inner} to {outer}"
             raise BadModel(text, code="adapter_mismatch", param="model")
         rank = a.shape[0]
-        matrices[place] = (a.to(weight), (b * (alpha / (rank**0.5 if rank_stable else rank))).to(weight))
+        matrices[place] = (a.to(like), (b * (alpha / (rank**0.5 if rank_stable else rank))).to(like))
     if not matrices:
         raise BadModel(f"{name}: the adapter holds no matrices", code="adapter_mismatch", param="model")
     return LoraAdapter(matrices)

@@ -143,7 +143,7 @@ class Engine:
             return found
 
     def _load(self, resolved: Resolved, stamp: tuple[int, ...]) -> Opened:
-        from tunewright.models import adapters
+        from tunewright.models import adapters, quantized
         from tunewright.models.load import context, load, tokenizer_of
 
         folder, name = resolved.folder, resolved.name
@@ -154,7 +154,8 @@ class Engine:
         if resolved.base is None:
             raise BadModel(f"{name}: it is an adapter, and its base is not known", code="adapter_without_base", param="model")
         base = resolved.base
-        runner = self._runner(base, base, lambda: load(base))
+        bits = quantized.recorded(folder, name)
+        runner = self._runner(f"{base} in {bits} bits" if bits else base, base, lambda: load(base, bits=bits))
         adapter = adapters.read(folder, name, runner.loaded.model)
         if adapter is None:  # of a kind that changes more than what adapters can lay on a shared base
             runner = self._runner(f"{folder} {stamp}", str(folder), lambda: load(str(folder), base=base))
