@@ -162,6 +162,43 @@ def test_json_by_a_schema(app: FastAPI) -> None:
     assert answer["lamp"] in ("on", "off") and 0 <= answer["n"] <= 9
 
 
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+HOSTILE = {
+    "self": {"$ref": "#"},
+    "remote": {"$ref": "http://127.0.0.1:1/x"},
+    "file": {"$ref": "file:///etc/passwd"},
+    "nested": nested(90),
+    "enum": {"enum": [str(i) for i in range(20000)]},
+    "choices": {"allOf": [{"oneOf": [{"properties": {f"{k}{i}": {"type": "string"}}} for k in "ab"]} for i in range(30)]},
+    "digits": {"type": "number", "multipleOf": 1e-300},
+    "lookahead": {"type": "string", "pattern": "(?=a)(?!b)a"},
+    "backward": {"type": "string", "pattern": "(a)\\1"},
+}
+SLOW = {
+    "ambiguous": {"type": "string", "pattern": "^(a+)+$"},
+    "repeats": {"type": "string", "pattern": "(a{1,5000}){1,5000}"},
+    "long": {"type": "string", "minLength": 10**9},
+    "many": {"type": "array", "items": {"type": "string"}, "minItems": 10**6},
+    "keys": {"type": "object", "patternProperties": {"(x+x+)+y": {"type": "string"}}},
+}
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *SLOW])
+def test_hostile_schemas_are_refused_or_followed_in_time(app: FastAPI, name: str) -> None:
+    schema = {**HOSTILE, **SLOW}[name]
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    start = monotonic()
+    answer = post(app, "/v1/chat/completions", {"model": "base", "messages": HELLO, "max_tokens": 5, "response_format": form})
+    assert monotonic() - start < 5
+    assert answer.status_code == (400 if name in HOSTILE else 200), answer.text
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [

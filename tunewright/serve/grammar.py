@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _ANY_OBJECT = {"type": "object"}
 # Enough for indented JSON; without an end, a small model may write spaces for ever.
+_LONGEST = 200_000
 _SPACE = r"[ \n]{0,16}"
 
 
@@ -44,7 +45,7 @@ class Tokens:
         return str(special).encode() if special is not None else bytes(self.built().decode_bytes([token]))
 
     def constraint(self, grammar: str) -> Constraint:
-        """The state of an answer that follows a grammar. Raises Problem `invalid_json_schema`."""
+        """The state of an answer that follows a grammar. Raises Problem `invalid_json_schema`, `schema_too_complex`."""
         from llguidance import LLMatcher, LLParserLimits
 
         limits = LLParserLimits(initial_lexer_fuel=200_000, step_lexer_fuel=100_000, max_lexer_states=20_000, max_grammar_size=100_000)
@@ -52,7 +53,9 @@ class Tokens:
         if matcher.is_error():
             reason = " ".join(matcher.get_error().split())[:300]
             raise Problem(f"The schema cannot be followed: {reason}", code="invalid_json_schema", param="response_format")
-        return Constraint(matcher)
+        made = Constraint(matcher)
+        made.allowed(1)  # some schemas turn out too complex at their first token; here the request can still be refused
+        return made
 
 
 class Constraint:
@@ -80,8 +83,9 @@ def of_schema(schema: dict[str, Any] | None) -> str:
     from llguidance import LLMatcher
 
     try:
-        return str(
-            LLMatcher.grammar_from_json_schema(json.dumps(_ANY_OBJECT if schema is None else schema), overrides={"whitespace_pattern": _SPACE})
-        )
+        text = json.dumps(_ANY_OBJECT if schema is None else schema)
+        if len(text) > _LONGEST:
+            raise ValueError(f"it has {len(text):,} characters, and {_LONGEST:,} are read")
+        return str(LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _SPACE}))
     except (ValueError, RecursionError) as error:
         raise Problem(f"The schema cannot be read: {error}"[:300], code="invalid_json_schema", param="response_format") from None
