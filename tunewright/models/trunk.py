@@ -93,7 +93,7 @@ def wrong(model: PreTrainedModel, cut: int, batch: Batch | TreeBatch) -> str | N
     where the trunk does."""
     below, top, training = Below(model, cut), Top(model, cut), model.training
     if found := dropout.active(below.model):
-        return f"the frozen layers have dropout ({found}), so their states change with every step"
+        return f"the frozen layers have dropout ({found}), so their states change with every step; dropout=0 turns it off"
     try:
         model.eval()
         states = below(batch)
