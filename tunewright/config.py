@@ -207,6 +207,9 @@ class TrainConfig(_Strict):
     shuffled; "none": the file's own order."""
     max_tokens: Literal["auto"] | Annotated[int, Field(ge=2, le=1_000_000)] = "auto"
     """Longer rows are cut at the end, counted and said. "auto": the model's context, 4,096 at most."""
+    max_lost: float = Field(0.0, ge=0, le=1)
+    """Share of a file's rows that may be lost to reasons that are not your choice: an error in a row, a chat template that refuses it, nothing left
+    to learn after a cut that you did not set with max_tokens. Where more would be lost the run refuses, and names them."""
     micro_batch_tokens: int = Field(8192, ge=16, le=10_000_000)
     """Tokens computed at once, padding included; a step's rows are cut into as many micro-batches as that takes. It changes memory and speed, never the gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -13,11 +13,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunewright.config import Prompt, TrainConfig
-from tunewright.data import formats, tree
+from tunewright.data import tree
 from tunewright.data.example import Example, Pair
 from tunewright.data.sampler import Order, as_given, by_prefix, by_rows
-from tunewright.data.tokens import Item, Row, RowPair, Tokenized, tokenize
-from tunewright.errors import BadConfig, BadData, Fault, RunFailed
+from tunewright.data.tokens import Item, Row, RowPair, tokenize
+from tunewright.errors import BadConfig, RunFailed
 from tunewright.event import Event
 from tunewright.models import dropout, flex, further, quantized, tuning, virtual
 from tunewright.models.attention import serves
@@ -25,6 +25,7 @@ from tunewright.models.forward import Batch, TreeBatch, batches, score
 from tunewright.models.load import Loaded, load
 from tunewright.train import checkpoint, plan, schedule, trunk
 from tunewright.train.folder import sha256, write_json
+from tunewright.train.ledger import ledger, reading
 from tunewright.train.losses import Loss, loss_for, row_log_probs
 
 
@@ -89,16 +90,18 @@ class Run:
 def start(config: TrainConfig) -> Generator[Event, None, Run]:
     """Say what is found and decided, and return the Run. Raises BadData, BadModel, BadConfig or RunFailed."""
     again = (config.out / "plan.json").is_file()
-    examples = formats.load(config.data)
-    held_out = formats.load(config.validation, minimum=1) if config.validation else []
+    found = reading(config.data, config.max_lost)
+    there = reading(config.validation, config.max_lost, minimum=1) if config.validation else None
+    examples, held_out = found.examples, there.examples if there else []
     _check_method(config, examples + held_out)
     loaded = load(config.model, bits=getattr(config.tuning, "bits", None))
     limit = min(_room(config, loaded.context), 4096 if config.max_tokens == "auto" else config.max_tokens)
     training = tokenize(examples, loaded.tokenizer, limit)
     validation = tokenize(held_out, loaded.tokenizer, limit)
-    yield from _ledger("training", config.data, len(examples), training, limit)
-    if config.validation:
-        yield from _ledger("validation", config.validation, len(held_out), validation, limit)
+    chosen = config.max_tokens != "auto"
+    yield from ledger("training", found, training, limit, config.max_lost, chosen)
+    if there:
+        yield from ledger("validation", there, validation, limit, config.max_lost, chosen)
 
     loaded = yield from _further(config, loaded)
     yield from _dropout(config, loaded)
@@ -195,39 +198,6 @@ def _with_reference(run: Run, items: list[Item]) -> list[Item]:
             assert isinstance(item, RowPair)
             found[i] = replace(item, reference=(chosen, rejected))
     return found
-
-
-def _ledger(kind: str, path: Path, rows: int, result: Tokenized, limit: int) -> Iterator[Event]:
-    """Rows in = rows kept + rows dropped by named reasons; raises BadData when none is left."""
-    dropped = {reason: len(lines) for reason, lines in result.dropped.items()}
-    if not result.rows:
-        raise BadData(str(path), [_hopeless(reason, lines, limit) for reason, lines in result.dropped.items()])
-    data = {
-        "rows": rows,
-        "kept": len(result.rows),
-        "dropped": dropped,
-        "dropped_lines": {reason: lines[:20] for reason, lines in result.dropped.items()},
-        "cut": len(result.cut),
-        "cut_lines": result.cut[:20],
-        "tokens": result.tokens,
-        "trained_tokens": result.trained_tokens,
-        "max_tokens": limit,
-    }
-    text = f"{kind.capitalize()} data: {len(result.rows):,} of {rows:,} rows, {result.tokens:,} tokens, {result.trained_tokens:,} of them learnt"
-    yield Event(0, text, {"file": str(path), **data})
-    for reason, lines in result.dropped.items():
-        yield Event(0, f"{len(lines):,} {kind} rows dropped: {reason} (first at line {lines[0]})", {"reason": reason, "lines": lines[:100]}, "warn")
-    if result.cut:
-        first = f"first at line {result.cut[0]}"
-        yield Event(0, f"{len(result.cut):,} {kind} rows cut at the end to {limit:,} tokens ({first})", {"lines": result.cut[:100]}, "warn")
-    if result.unended:
-        text = f"In {len(result.unended):,} {kind} rows the end of the answer is not learnt, so the model may not stop"
-        yield Event(0, f"{text} (first at line {result.unended[0]})", {"lines": result.unended[:100]}, "warn")
-
-
-def _hopeless(reason: str, lines: Sequence[int], limit: int) -> Fault:
-    mend = f"Raise max_tokens above {limit:,} or shorten the rows" if reason.endswith("after_cut") else "Mend these rows or choose another model"
-    return Fault(lines[0], reason, f"no row is left to learn from; {len(lines):,} were dropped as {reason}", mend)
 
 
 def _plan(config: TrainConfig, model: PreTrainedModel, items: list[Item], shared: bool, loss: Loss) -> plan.Plan:
