@@ -20,6 +20,7 @@ TORCH_FREE = [
     "tunewright.data.clean_folder",
     "tunewright.data.split",
     "tunewright.data.labels",
+    "tunewright.data.augment",
     "tunewright.data.formats",
     "tunewright.data.sampler",
     "tunewright.serve.chat",

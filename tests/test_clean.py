@@ -255,7 +255,7 @@ def test_rows_that_cannot_be_read_stay_only_where_their_bytes_can(tmp_path: Path
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        (["nope"], "there is no such step; choose among encoding"),
+        (["nope"], "there is no such name; choose among encoding"),
         (["length:at_least=-1,typo=2"], "at_least: Input should be greater than or equal to 0; steps.0.typo: there is no such setting"),
         (["language"], "keep: is needed"),
         (["mask", "mask"], "twice"),

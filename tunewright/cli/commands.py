@@ -109,6 +109,39 @@ def split(
 
 
 @app.command()
+def augment(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Training rows. Never validation or test rows.")],
+    out: Annotated[Path, typer.Option(help="The JSON lines to write: every row as it was, and what was made of it. Must not exist.")],
+    method: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[:KEY=VALUE,…]", help="How to vary rows, e.g. `drop:rate=0.1`; an unknown one lists them.")
+    ] = None,
+    copies: Annotated[int, typer.Option(min=0, max=20, help="Variants of each row by each method.")] = 1,
+    balance: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Add rows to rare labels until they have this share of the most frequent one's.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Another seed, other variants.")] = 0,
+    held_out: Annotated[
+        list[Path] | None, typer.Option(help="Validation or test rows: none of them may be in FILE, no variant may be like them.")
+    ] = None,
+    protect: Annotated[list[str] | None, typer.Option(metavar="WORD", help="A word that stays in every variant.")] = None,
+    model: Annotated[str, typer.Option(help="Whose embedding gives synonyms, and what --measure trains.")] = "nano",
+    measure: Annotated[bool, typer.Option("--measure", help="Train with and without the new rows and compare both on the first --held-out.")] = False,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Make more training rows with the same answers, and measure whether they help."""
+    from tunewright.cli import augment as commands
+    from tunewright.errors import BadConfig
+
+    if measure and not held_out:
+        raise BadConfig("--measure needs rows to measure on: --held-out FILE", code="options_clash", param="--held-out")
+    record = commands.augment(file, out, method or [], copies, balance, seed, held_out or [], protect or [], model, as_json)
+    print(json.dumps(record)) if as_json else commands.show(record, held_out or [])
+    if measure and held_out:
+        commands.measure(file, out, held_out[0], settings or [], model, as_json)
+
+
+@app.command()
 def train(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="A config; flags and --set go over it.")] = None,
     data: Annotated[Path | None, typer.Option(help="Training file.")] = None,

@@ -5,7 +5,7 @@ Steps that edit come before steps that drop: a row is judged by what is left of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -160,10 +160,7 @@ class Recipe(_Step):
         try:
             recipe = cls.model_validate(record)
         except ValidationError as error:
-            # A step that is wrong is left out, which may leave none; that says nothing more.
-            errors = [item for item in error.errors() if item["type"] != "too_short" or not given]
-            found = [_said(item["loc"], item["msg"], item["type"]) for item in errors or error.errors()]
-            raise BadConfig("The recipe: " + "; ".join(dict.fromkeys(found)), code="invalid_recipe", param="--recipe") from None
+            raise BadConfig(f"The recipe: {explained(error, STEPS)}", code="invalid_recipe", param="--recipe") from None
         names = [one.step for one in recipe.steps]
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise BadConfig(f"The recipe: {twice[0]} stands there twice; keep one", code="invalid_recipe", param="--recipe")
@@ -177,25 +174,37 @@ class Recipe(_Step):
     @classmethod
     def named(cls, steps: Sequence[str]) -> Recipe:
         """A recipe from names, each with settings after a colon where wanted: `length:at_least=20`. Raises BadConfig."""
-        parsed = []
-        for one in steps:
-            name, _, settings = one.partition(":")
-            try:
-                more = yaml.safe_load("{" + settings.replace("=", ": ") + "}")
-            except yaml.YAMLError:
-                raise BadConfig(f"--step {one!r}: write it as length:at_least=20,at_most=4000", code="invalid_recipe", param="--step") from None
-            parsed.append({"step": name, **more})
-        return cls.parse({"steps": parsed})
+        return cls.parse({"steps": named(steps, "step", "length:at_least=20,at_most=4000")})
 
     def to_yaml(self) -> str:
         """The recipe with every setting, to be read again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _said(where: tuple[int | str, ...], message: str, kind: str) -> str:
-    place = ".".join(str(part) for part in where if part not in STEPS)
+def named(given: Sequence[str], key: str, example: str) -> list[dict[str, Any]]:
+    """Records from `name` or `name:setting=value,…`, the name under `key`. Raises BadConfig."""
+    parsed = []
+    for one in given:
+        name, _, settings = one.partition(":")
+        try:
+            more = yaml.safe_load("{" + settings.replace("=", ": ") + "}")
+        except yaml.YAMLError:
+            raise BadConfig(f"--{key} {one!r}: write it as {example}", code=f"invalid_{key}", param=f"--{key}") from None
+        parsed.append({key: name, **more})
+    return parsed
+
+
+def explained(error: ValidationError, kinds: Iterable[str]) -> str:
+    """All that is wrong in one sentence each; `kinds` are the names to choose among."""
+    # One that is wrong is left out of the list, which may leave none; that says nothing more.
+    errors = [item for item in error.errors() if item["type"] != "too_short"] or error.errors()
+    return "; ".join(dict.fromkeys(_said(item["loc"], item["msg"], item["type"], list(kinds)) for item in errors))
+
+
+def _said(where: tuple[int | str, ...], message: str, kind: str, kinds: list[str]) -> str:
+    place = ".".join(str(part) for part in where if part not in kinds)
     if kind == "union_tag_invalid":
-        return f"{place}: there is no such step; choose among {', '.join(STEPS)}"
+        return f"{place}: there is no such name; choose among {', '.join(kinds)}"
     if kind == "missing":
         return f"{place}: is needed"
     return f"{place}: there is no such setting" if kind == "extra_forbidden" else f"{place}: {message}"
