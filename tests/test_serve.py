@@ -142,6 +142,7 @@ WIRE: list[tuple[str, bytes, int]] = [
     ("not HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10 + b"\r\n\r\n", 400),
     ("a space before the colon", b"GET /v1/models HTTP/1.1\r\nConnection: close\r\n" + AUTH + b"x : y\r\n\r\n", 400),
     ("a body too large", b"POST /v1/uploads HTTP/1.1\r\n" + AUTH + b"Content-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n{", 413),
+    ("a chunk that is none", b"POST /v1/uploads HTTP/1.1\r\n" + AUTH + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
     ("a body that stops", b"POST /v1/uploads HTTP/1.1\r\n" + AUTH + b"Content-Type: application/json\r\nContent-Length: 50\r\n\r\n{", 408),
     ("upgrade", b"GET /v1/models HTTP/1.1\r\n" + AUTH + b"Connection: upgrade, close\r\nUpgrade: websocket\r\n\r\n", 200),
 ]  # fmt: skip

@@ -200,9 +200,9 @@ class _Answer:
         await self._send(message)
 
     async def refuse(self, error: ApiError, body: Body) -> None:
-        """Send an error, unless an answer has begun: then the connection is cut, which the client sees."""
+        """Send an error, unless an answer has begun: what has no end is cut off by the server, which the client sees."""
         if self.status:
-            raise ConnectionAbortedError("the answer had begun") from error
+            return
         text = json.dumps(error.to_dict()).encode()
         headers = {"content-type": "application/json", "content-length": str(len(text)), **error.headers}
         if not body.complete:

@@ -52,7 +52,10 @@ class GuardedProtocol(H11Protocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Tell of a request that cannot be read, in the shape of all other errors, and close."""
+        """Tell of a request that cannot be read, in the shape of all other errors, and close. What is being answered already learns nothing more."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(_REFUSED)).encode()), (b"connection", b"close")]
             for event in (h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.Data(data=_REFUSED), h11.EndOfMessage()):
