@@ -210,8 +210,11 @@ class TrainConfig(_Strict):
     max_lost: float = Field(0.0, ge=0, le=1)
     """Share of a file's rows that may be lost to reasons that are not your choice: an error in a row, a chat template that refuses it, nothing left
     to learn after a cut that you did not set with max_tokens. Where more would be lost the run refuses, and names them."""
-    micro_batch_tokens: int = Field(8192, ge=16, le=10_000_000)
-    """Tokens computed at once, padding included; a step's rows are cut into as many micro-batches as that takes. It changes memory and speed, never the gradient."""
+    micro_batch_tokens: Literal["auto"] | Annotated[int, Field(ge=16, le=10_000_000)] = "auto"
+    """Tokens computed at once, padding included; a step's rows are cut into as many micro-batches as that takes. It changes memory and speed, never the
+    gradient. "auto": what the free memory allows, measured before the first step; 8,192 at most on a CPU, 65,536 on a GPU."""
+    recompute: bool = False
+    """Compute each layer again in the backward pass in place of keeping what it computed (Chen et al. 2016): less memory, more time, the same gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products. "auto": bf16 where this machine's processor or GPU computes it faster."""
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"

@@ -14,6 +14,7 @@ from tunewright.config import Full, Lora, Prompt, TopLayers, Tuning
 from tunewright.errors import BadConfig
 from tunewright.models.further import unfreeze
 from tunewright.models.load import find
+from tunewright.models.virtual import base_of
 
 
 def apply(model: PreTrainedModel, tuning: Tuning, base: str) -> PreTrainedModel:
@@ -127,6 +128,16 @@ def _adapted(model: PreTrainedModel, config: PeftConfig, base: str) -> PreTraine
     for each in tuned.peft_config.values():
         each.base_model_name_or_path = base  # peft would put the path here that the model was read from
     return tuned
+
+
+def recompute(model: PreTrainedModel) -> None:
+    """Have each layer keep only its input while it trains, and compute the rest again in the backward pass. Raises BadConfig
+    where the model cannot."""
+    base = base_of(model)
+    if not base.supports_gradient_checkpointing:
+        text = f"recompute: {type(base).__name__} cannot compute its layers again; leave it at false"
+        raise BadConfig(text, code="recompute_unsupported", param="recompute")
+    base.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def trained(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:

@@ -17,6 +17,9 @@ from tunewright.models.quantized import weights
 
 Precision = Literal["fp32", "bf16"]
 
+# What each optimizer keeps for a weight that trains.
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 1, "sgd": 4}
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -29,14 +32,15 @@ class Plan:
     evaluate_every: int
     threads: int
     precision: Precision
+    micro_batch_tokens: int = 8192
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
 
 
-def make(config: TrainConfig, model: PreTrainedModel, n_rows: int, once: Callable[[Precision], None]) -> Plan:
-    """Resolve a config for a model with its trainable weights marked, and how many rows it will learn from."""
+def make(config: TrainConfig, model: PreTrainedModel, n_rows: int, micro_batch_tokens: int, once: Callable[[Precision], None]) -> Plan:
+    """Resolve a config for a model with its trainable weights marked, how many rows it will learn from, and how many tokens are computed at once."""
     batch_size = batch_size_for(config, n_rows)
     n_epochs = epochs_for(config, n_rows)
     each = steps_per_epoch(n_rows, batch_size)
@@ -50,6 +54,7 @@ def make(config: TrainConfig, model: PreTrainedModel, n_rows: int, once: Callabl
         evaluate_every=max(1, each // 10) if every == "auto" else every,
         threads=threads,
         precision=precision,
+        micro_batch_tokens=micro_batch_tokens,
     )
 
 

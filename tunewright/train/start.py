@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tunewright.models import dropout, flex, further, quantized, tuning, virtual
 from tunewright.models.attention import serves
 from tunewright.models.forward import Batch, TreeBatch, batches, score
 from tunewright.models.load import Loaded, load
-from tunewright.train import checkpoint, plan, schedule, trunk
+from tunewright.train import checkpoint, memory, plan, schedule, trunk
 from tunewright.train.folder import sha256, write_json
 from tunewright.train.ledger import ledger, reading
 from tunewright.train.losses import Loss, loss_for, row_log_probs
@@ -61,7 +61,7 @@ class Run:
 
     def batches(self, items: list[Item]) -> Iterator[tuple[list[int], Batch | TreeBatch]]:
         """Micro-batches of items, as `forward.batches`."""
-        device, budget = next(self.model.parameters()).device, self.config.micro_batch_tokens
+        device, budget = next(self.model.parameters()).device, self.plan.micro_batch_tokens
         if self.kept and self.kept.alone:
             return self.kept.batches(items, budget, device)
         return batches(items, budget, self.shared, device)
@@ -107,10 +107,12 @@ def start(config: TrainConfig) -> Generator[Event, None, Run]:
     yield from _dropout(config, loaded)
     torch.manual_seed(config.seed)
     model = tuning.apply(loaded.model, config.tuning, loaded.base)
+    if config.recompute:
+        tuning.recompute(model)
     items, validating = (virtual.in_front(each.rows, model) for each in (training, validation))
     loss = loss_for(config.method)
     shared = yield from _layout(model, [row for item in items + validating for row in item.rows])
-    resolved = _plan(config, model, items, shared, loss)
+    resolved = yield from _plan(config, model, items, shared, loss)
     yield _decided(model, resolved, loaded)
     groups = tuning.groups(model, config.optimizer.weight_decay, getattr(config.tuning, "layer_decay", 1.0))
     optimizer = schedule.optimizer(config.optimizer, groups, resolved.learning_rate)
@@ -200,7 +202,7 @@ def _with_reference(run: Run, items: list[Item]) -> list[Item]:
     return found
 
 
-def _plan(config: TrainConfig, model: PreTrainedModel, items: list[Item], shared: bool, loss: Loss) -> plan.Plan:
+def _plan(config: TrainConfig, model: PreTrainedModel, items: list[Item], shared: bool, loss: Loss) -> Generator[Event, None, plan.Plan]:
     """The run's plan: the one it was begun with, or a new one. Raises RunFailed when the data changed in between."""
     place = config.out / "plan.json"
     inputs = {"data": sha256(config.data), "validation": sha256(config.validation) if config.validation else None}
@@ -213,19 +215,50 @@ def _plan(config: TrainConfig, model: PreTrainedModel, items: list[Item], shared
         torch.set_num_threads(old.threads)
         return old
 
-    device = next(model.parameters()).device
-    some = items[: plan.batch_size_for(config, len(items))]
-    group, batch = next(batches(some, config.micro_batch_tokens, shared, device))
+    device, training = next(model.parameters()).device, model.training
 
-    def once(precision: plan.Precision) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            sums = loss(model, batch, [some[i] for i in group])
-        sums.loss.backward()
-        model.zero_grad(set_to_none=True)
+    def first(some: Sequence[Item], budget: int) -> tuple[int, Callable[[plan.Precision], None]]:
+        """The tokens of the first micro-batch of items, and what computes it forth and back."""
+        group, batch = next(batches(some, budget, shared, device))
 
-    made = plan.make(config, model, len(items), once)
+        def compute(precision: plan.Precision) -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                sums = loss(model, batch, [some[i] for i in group])
+            sums.loss.backward()
+            model.zero_grad(set_to_none=True)
+
+        return batch.ids.numel(), compute
+
+    model.train()
+    tokens = yield from _at_once(config, model, items, lambda some: first(some, 2**40), device)
+    made = plan.make(config, model, len(items), tokens, first(items[: plan.batch_size_for(config, len(items))], tokens)[1])
+    model.train(training)
     write_json(place, {"plan": made.to_dict(), "sha256": inputs, "torch": torch.__version__})
     return made
+
+
+def _at_once(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    items: list[Item],
+    lay_out: Callable[[Sequence[Item]], tuple[int, Callable[[plan.Precision], None]]],
+    device: torch.device,
+) -> Generator[Event, None, int]:
+    """How many tokens are computed at once: as set, or as the free memory allows, and the events that say so."""
+    if config.micro_batch_tokens != "auto":
+        return config.micro_batch_tokens
+    precision: plan.Precision = "bf16" if config.precision == "bf16" else "fp32"  # where it is open, the one that takes more
+    later = plan.OPTIMIZER_BYTES[config.optimizer.kind] * sum(p.numel() for p in tuning.trained(model).values())
+    fit = memory.measure(lay_out, precision, items, device, later)
+    data = {"bytes_per_token": fit.each, "bytes_per_step": fit.fixed, "free_bytes": fit.free, "micro_batch_tokens": fit.tokens}
+    yield Event(
+        0, f"A token takes {fit.each / 1e3:,.0f} kB in a step and {fit.free / 1e9:,.1f} GB are free: up to {fit.tokens:,} are computed at once", data
+    )
+    longest = max(sum(len(row.ids) for row in item.rows) for item in items)
+    if fit.needs(longest) > fit.free:
+        text = f"The longest row has {longest:,} tokens, which take about {fit.needs(longest) / 1e9:,.1f} GB, more than is free: set recompute=true, or lower max_tokens"
+        yield Event(0, text, {"tokens": longest, "bytes": fit.needs(longest)}, "warn")
+    return fit.tokens
 
 
 def _decided(model: PreTrainedModel, resolved: plan.Plan, loaded: Loaded) -> Event:

@@ -157,7 +157,7 @@ def _precision(run: Run) -> torch.autocast:
 
 def _compute(run: Run, below: Below, rows: list[Row], states: torch.Tensor, record: dict[str, Any], folder: Path) -> Iterator[Event]:
     """Fill `states`, group by group. Progress is written down only after what it speaks of has reached the disk."""
-    budget = run.config.micro_batch_tokens
+    budget = run.plan.micro_batch_tokens
     groups = tree.micro([[row] for row in rows], budget) if run.shared else micro_batches([len(row.ids) for row in rows], budget)
     training, said = run.model.training, time.monotonic()
     run.model.eval()
@@ -221,7 +221,7 @@ def _reserve(folder: Path, need: int, limit_gb: float) -> None:
 def _key(run: Run, below: Below, rows: Sequence[Row], cut: int) -> str:
     """The hash of all that the states are a function of."""
     digest = hashlib.sha256()
-    how = [run.shared, cut, run.plan.precision, run.plan.threads, run.config.micro_batch_tokens, torch.__version__]
+    how = [run.shared, cut, run.plan.precision, run.plan.threads, run.plan.micro_batch_tokens, torch.__version__]
     digest.update(json.dumps([*how, str(next(run.model.parameters()).device)]).encode())
     digest.update(json.dumps(below.model.config.to_dict(), sort_keys=True, default=str).encode())
     for name, value in (*below.model.named_parameters(), *below.model.named_buffers()):
