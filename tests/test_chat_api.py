@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from time import monotonic
+from threading import Thread
+from time import monotonic, sleep
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -253,3 +256,32 @@ def test_completions_go_on_from_a_text(app: FastAPI) -> None:
     assert complete(best_of=5, temperature=1.5, seed=1)["choices"][0]["index"] == 0
     for bad in ({"suffix": "x"}, {"best_of": 1, "n": 2}, {"prompt": [10**6]}, {"prompt": []}, {"echo": True, "logprobs": 1}):
         assert post(app, "/v1/completions", {"model": "base", "prompt": "x", **bad}).status_code == 400
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_ends_when_its_client_has_gone(app: FastAPI, stream: bool) -> None:
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
+    thread = Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        engine: Engine = app.state.engine
+        ask(app, max_tokens=1)
+        (runner,) = engine._runners.values()
+        body = json.dumps({"model": "base", "messages": HELLO, "n": 100, "temperature": 2, "logit_bias": {"2": -100}, "stream": stream}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(head.encode() + body)
+            if stream:
+                client.recv(100)
+            while not runner.busy:
+                sleep(0.005)
+        start = monotonic()
+        while runner.busy and monotonic() - start < 10:
+            sleep(0.005)
+        assert not runner.busy and monotonic() - start < 2  # all that was wanted would take far longer
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)

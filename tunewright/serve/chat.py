@@ -12,16 +12,14 @@ from uuid import uuid4
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from tunewright.data.example import Chat, Message
-from tunewright.data.tokens import NotRenderable, next_turn
-from tunewright.errors import Problem
-from tunewright.serve import grammar
-from tunewright.serve.answering import answers, check_work, in_thread, opened_for, room, unless_gone
+from tunewright.serve import tools
+from tunewright.serve.answering import answers, in_thread, opened_for, unless_gone
 from tunewright.serve.ask import Ask, Chance, Piece
-from tunewright.serve.asked import ChatMessage, ChatRequest
+from tunewright.serve.asked import ChatRequest
 from tunewright.serve.engine import Engine, Opened
 from tunewright.serve.errors import ApiError
 from tunewright.serve.quota import Spend, spending
+from tunewright.serve.wanted import asks_of
 
 router = APIRouter()
 
@@ -43,103 +41,43 @@ class Head:
 async def create(request: Request, asked: ChatRequest) -> Response:
     """Answer a conversation."""
     engine, resolved, opened = await opened_for(request, asked.model)
-    asks = await in_thread(engine, _asks, asked, opened)
+    asks = await in_thread(engine, asks_of, asked, opened)
     head = Head(f"chatcmpl-{uuid4().hex[:24]}", int(time()), resolved.name, spending(request))
     if asked.stream:
-        return await streamed(_stream(engine, opened, asks, asked, head))
+        return await streamed(_stream(engine, opened, asks, asked, head), _notes(asked, opened))
     return await unless_gone(request, _whole(engine, opened, asks, asked, head))  # type: ignore[no-any-return]
-
-
-def _asks(asked: ChatRequest, opened: Opened) -> list[Ask]:
-    """The answers wanted. Raises Problem; takes as long as a template and a tokenizer do."""
-    chat = _chat(asked)
-    with opened.tokenizing:
-        _check_control_tokens(chat, opened)
-        try:
-            ids = tuple(next_turn(chat, opened.tokenizer, opened.renderer))
-        except NotRenderable as problem:
-            raise Problem(problem.message.removeprefix("line 0: "), code=problem.code, param="messages") from None
-    if not ids:
-        raise Problem("The conversation renders to nothing; write a message", code="empty_prompt", param="messages")
-    given = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
-    most = room(opened, ids, given, "messages")
-    form = asked.response_format
-    rule = None
-    if form and form.type != "text":
-        rule = grammar.of_schema(form.json_schema.schema_ if form.json_schema else None)
-    top = (asked.top_logprobs or 0) if asked.logprobs else None
-    found = [ask_of(asked, opened, ids, most, i, top, rule) for i in range(asked.n or 1)]
-    check_work(found)
-    return found
-
-
-def _check_control_tokens(chat: Chat, opened: Opened) -> None:
-    """Contents are read as plain text whatever they hold. Names, calls and tools are woven into the template, so what looks like a
-    control token is refused there. Raises Problem."""
-    beside = json.dumps([list(chat.tools), [message.extra for message in chat.messages]], ensure_ascii=False)
-    for token in opened.tokenizer.added_tokens_decoder.values():
-        if token.special and json.dumps(str(token), ensure_ascii=False)[1:-1] in beside:
-            text = f"A tool, a tool call or a name holds {str(token)!r}, which is one of this model's control tokens; remove it"
-            raise Problem(text, code="control_token", param="messages")
-
-
-def ask_of(asked: Any, opened: Opened, ids: tuple[int, ...], most: int, i: int, top: int | None, rule: str | None = None) -> Ask:
-    """One of a request's answers; the i-th draws with the i-th seed. Raises Problem for a token id outside the vocabulary."""
-    bias = {int(token): value for token, value in (asked.logit_bias or {}).items()}
-    size = opened.runner.vocabulary
-    if bad := [token for token in bias if token >= size]:
-        raise Problem(f"logit_bias: there is no token {bad[0]}; this model has {size:,}", code="invalid_token", param="logit_bias")
-    return Ask(
-        ids=ids,
-        max_tokens=most,
-        temperature=1.0 if asked.temperature is None else asked.temperature,
-        top_p=1.0 if asked.top_p is None else asked.top_p,
-        seed=None if asked.seed is None else (asked.seed + i) % 2**63,
-        stop=asked.stops,
-        logit_bias=bias,
-        presence_penalty=asked.presence_penalty or 0.0,
-        frequency_penalty=asked.frequency_penalty or 0.0,
-        top_logprobs=top,
-        grammar=rule,
-        pieces=bool(asked.stream),
-    )
-
-
-def _chat(asked: ChatRequest) -> Chat:
-    """The conversation as what renders it wants it. Raises Problem for content that is not text."""
-    tools = tuple(tool.model_dump(exclude_none=True) for tool in asked.tools or ()) if asked.tool_choice != "none" else ()
-    return Chat(tuple(_message(message, at) for at, message in enumerate(asked.messages)), tools=tools)
-
-
-def _message(message: ChatMessage, at: int) -> Message:
-    content = message.content
-    if isinstance(content, list):
-        if bad := [part.type for part in content if part.type not in ("text", "refusal")]:
-            raise Problem(f"messages[{at}]: a part is {bad[0]!r}, and models here read text alone", code="unsupported_content", param="messages")
-        content = "".join(part.text or part.refusal or "" for part in content)
-    if content is None and not (message.role == "assistant"):
-        raise Problem(f"messages[{at}]: the {message.role}'s message has no content", code="missing_content", param="messages")
-    extra: dict[str, Any] = {}
-    if message.name is not None:
-        extra["name"] = message.name
-    if message.tool_calls:
-        extra["tool_calls"] = [call.model_dump() for call in message.tool_calls]
-    if message.tool_call_id is not None:
-        extra["tool_call_id"] = message.tool_call_id
-    return Message(message.role, content or "", extra=extra)
 
 
 async def _whole(engine: Engine, opened: Opened, asks: Sequence[Ask], asked: ChatRequest, head: Head) -> Response:
     async with answers(engine, opened, asks, head.spend) as found:
         pieces = await found.whole()
-    choices = [_choice(i, mine, asked, opened) for i, mine in enumerate(pieces)]
-    return JSONResponse(head.body("chat.completion", choices, usage=usage(asks, [mine[-1] for mine in pieces])))
+    # Thousands of tokens with twenty likeliest each are more than an event loop should write.
+    choices = await in_thread(engine, lambda: [_choice(i, mine, asked, opened) for i, mine in enumerate(pieces)])
+    return JSONResponse(head.body("chat.completion", choices, usage=usage(asks, [mine[-1] for mine in pieces])), headers=_notes(asked, opened))
+
+
+def _notes(asked: ChatRequest, opened: Opened) -> dict[str, str]:
+    """What a client should know about its answer: tools that the model's template does not show."""
+    unseen = asked.tools and asked.tool_choice != "none" and not tools.shown(str(opened.tokenizer.chat_template))
+    return {"x-tunewright-note": "tools-not-shown: the model's chat template shows no tools"} if unseen else {}
 
 
 def _choice(i: int, pieces: list[Piece], asked: ChatRequest, opened: Opened) -> dict[str, Any]:
-    message = {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None}
+    said = _said("".join(piece.text for piece in pieces), asked, opened)
+    message = {"role": "assistant", "content": said.content, "refusal": None} | ({"tool_calls": said.calls} if said.calls else {})
     chances = [chance for piece in pieces for chance in piece.chances]
-    return {"index": i, "message": message, "logprobs": _logprobs(chances, opened) if asked.logprobs else None, "finish_reason": pieces[-1].finish}
+    finish = "tool_calls" if said.calls else pieces[-1].finish
+    return {"index": i, "message": message, "logprobs": _logprobs(chances, opened) if asked.logprobs else None, "finish_reason": finish}
+
+
+def _form(asked: ChatRequest, opened: Opened) -> tools.Form | None:
+    """The form of the calls that may be in an answer."""
+    return tools.form_of(str(opened.tokenizer.chat_template)) if asked.tools and asked.tool_choice != "none" else None
+
+
+def _said(text: str, asked: ChatRequest, opened: Opened) -> tools.Said:
+    form = _form(asked, opened)
+    return tools.read(text, form) if form else tools.Said(text, [])
 
 
 def usage(asks: Sequence[Ask], ends: Sequence[Piece]) -> dict[str, int]:
@@ -171,18 +109,29 @@ async def _stream(engine: Engine, opened: Opened, asks: Sequence[Ask], asked: Ch
     async with answers(engine, opened, asks, head.spend) as found:
         yield "".join(chunk(i, {"role": "assistant", "content": "", "refusal": None}) for i in range(len(asks)))
         ends: list[Piece] = []
+        # What may turn out to be a call is held until its end.
+        held: list[str] | None = [""] * len(asks) if _form(asked, opened) else None
         async for i, piece in found.pieces():
             logprobs = _logprobs(piece.chances, opened) if asked.logprobs and piece.chances else None
-            if piece.text or logprobs:
+            if held:
+                held[i] += piece.text
+                if logprobs:
+                    yield chunk(i, {}, None, logprobs)
+            elif piece.text or logprobs:
                 yield chunk(i, {"content": piece.text}, None, logprobs)
             if piece.last:
                 ends.append(piece)
-                yield chunk(i, {}, piece.finish)
+                said = _said(held[i], asked, opened) if held else tools.Said(None, [])
+                if said.content:
+                    yield chunk(i, {"content": said.content})
+                if said.calls:
+                    yield chunk(i, {"tool_calls": [{"index": at, **call} for at, call in enumerate(said.calls)]})
+                yield chunk(i, {}, "tool_calls" if said.calls else piece.finish)
         if with_usage:
             yield event(head.body("chat.completion.chunk", [], usage=usage(asks, ends)))
 
 
-async def streamed(chunks: AsyncIterator[str]) -> Response:
+async def streamed(chunks: AsyncIterator[str], notes: dict[str, str] | None = None) -> Response:
     """Server-sent events. What goes wrong before the first is an ordinary refusal; afterwards, an event with `error`."""
     first = await anext(chunks)
 
@@ -197,7 +146,9 @@ async def streamed(chunks: AsyncIterator[str]) -> Response:
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    return StreamingResponse(
+        events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(notes or {})}
+    )
 
 
 def event(body: dict[str, Any]) -> str:

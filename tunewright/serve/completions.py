@@ -17,10 +17,11 @@ from tunewright.errors import Problem
 from tunewright.serve.answering import answers, check_work, in_thread, opened_for, room, unless_gone
 from tunewright.serve.ask import Ask, Chance, Piece
 from tunewright.serve.asked import CompletionRequest
-from tunewright.serve.chat import Head, ask_of, event, streamed, usage
+from tunewright.serve.chat import Head, event, streamed, usage
 from tunewright.serve.engine import Engine, Opened
 from tunewright.serve.errors import ApiError
 from tunewright.serve.quota import spending
+from tunewright.serve.wanted import ask_of
 
 router = APIRouter()
 
@@ -65,6 +66,8 @@ def _wanted(asked: CompletionRequest, opened: Opened, best: int) -> _Wanted:
         for one in prompts:
             ids = _ids(one, opened)
             most = room(opened, ids, 16 if asked.max_tokens is None else max(asked.max_tokens, 1), "prompt")
+            if asked.logprobs is not None:
+                opened.tokens.built()  # here, for it takes a moment with a large vocabulary
             top = asked.logprobs if asked.logprobs is not None else 0 if best > (asked.n or 1) else None
             asks += [ask_of(asked, opened, ids, most, i, top) for i in range(best)]
             text = one if isinstance(one, str) else str(opened.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

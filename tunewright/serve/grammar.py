@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _ANY_OBJECT = {"type": "object"}
 # Enough for indented JSON; without an end, a small model may write spaces for ever.
 _LONGEST = 200_000
-_SPACE = r"[ \n]{0,16}"
+SPACE = r"( ?|\n {0,12})"
 
 
 class Tokens:
@@ -26,6 +26,7 @@ class Tokens:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
         self._tokenizer, self._size = tokenizer, size
+        self._special = {i: str(token).encode() for i, token in tokenizer.added_tokens_decoder.items()}
         self._built: LLTokenizer | None = None
         self._lock = Lock()
 
@@ -41,8 +42,8 @@ class Tokens:
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes that a token stands for; of a special one, its name's."""
-        special = self._tokenizer.added_tokens_decoder.get(token)
-        return str(special).encode() if special is not None else bytes(self.built().decode_bytes([token]))
+        special = self._special.get(token)
+        return special if special is not None else bytes(self.built().decode_bytes([token]))
 
     def constraint(self, grammar: str) -> Constraint:
         """The state of an answer that follows a grammar. Raises Problem `invalid_json_schema`, `schema_too_complex`."""
@@ -86,6 +87,6 @@ def of_schema(schema: dict[str, Any] | None) -> str:
         text = json.dumps(_ANY_OBJECT if schema is None else schema)
         if len(text) > _LONGEST:
             raise ValueError(f"it has {len(text):,} characters, and {_LONGEST:,} are read")
-        return str(LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _SPACE}))
+        return str(LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": SPACE}))
     except (ValueError, RecursionError) as error:
         raise Problem(f"The schema cannot be read: {error}"[:300], code="invalid_json_schema", param="response_format") from None
