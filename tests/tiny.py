@@ -67,12 +67,12 @@ def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     return made
 
 
-def llama(seed: int = 0, tie: bool = True) -> PreTrainedModel:
+def llama(seed: int = 0, tie: bool = True, positions: int = 256) -> PreTrainedModel:
     """Two layers, grouped-query attention, tied head."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=512, hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=tie, max_position_embeddings=256, eos_token_id=2, pad_token_id=0, bos_token_id=0,
+        num_key_value_heads=2, tie_word_embeddings=tie, max_position_embeddings=positions, eos_token_id=2, pad_token_id=0, bos_token_id=0,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
