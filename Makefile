@@ -7,15 +7,16 @@ FIND_PYTHON = for p in $(or $(PYTHON),python3.11 python3.12 python3.13 python3.1
 BIN := .venv/bin
 SOURCES := $(wildcard tunewright tests recipes benchmarks setup_env.py)
 
-.PHONY: help setup demo test check static format lint types layers fix lock clean
+.PHONY: help setup demo test test-postgresql check static format lint types layers fix lock clean
 
 help:
-	@echo 'make demo    check, train, evaluate and try a small model; about two minutes'
-	@echo 'make test    the whole test suite'
-	@echo 'make check   format, lint, types, layers, tests: what CI runs'
-	@echo 'make fix     format the code and mend what the linter can mend'
-	@echo 'make lock    resolve requirements.lock again, keeping the pins that still fit'
-	@echo 'make clean   remove .venv and caches'
+	@echo 'make demo               check, train, evaluate and try a small model; about two minutes'
+	@echo 'make test               the whole test suite'
+	@echo 'make test-postgresql    the tests of jobs and server, on PostgreSQL'
+	@echo 'make check              format, lint, types, layers, tests: what CI runs'
+	@echo 'make fix                format the code and mend what the linter can mend'
+	@echo 'make lock               resolve requirements.lock again, keeping the pins that still fit'
+	@echo 'make clean              remove .venv and caches'
 
 setup:
 	@$(BIN)/python setup_env.py --check 2>/dev/null || { python=$$($(FIND_PYTHON)); \
@@ -27,6 +28,9 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest
+
+test-postgresql: setup
+	@TUNEWRIGHT_TEST_DATABASE=postgresql $(BIN)/python -m pytest $(shell grep -lE '^(from|import) serving' tests/test_*.py)
 
 check: static
 	@$(MAKE) --no-print-directory test
