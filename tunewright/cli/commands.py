@@ -58,15 +58,24 @@ def check(
 @app.command()
 def convert(
     data: Annotated[Path, typer.Argument(help="A file, a quoted pattern, or a folder, in any format that `check` reads.")],
-    out: Annotated[Path, typer.Argument(help="The JSON lines to write, as OpenAI's fine-tuning API takes them. Must not exist.")],
+    out: Annotated[Path, typer.Argument(help="The file to write, which must not exist: JSON lines; with --to also .csv, .tsv or .parquet.")],
+    to: Annotated[str | None, typer.Option(help="Write this format instead of OpenAI's; a row that it cannot hold whole is refused by name.")] = None,
     as_format: As = None,
     as_json: Json = False,
 ) -> None:
     """Write data in OpenAI's format. Rows with errors are left out, and said: then the exit code is 3."""
     from tunewright.data.check import render, summary
-    from tunewright.data.convert import convert
 
-    report = summary(convert(data, out, _format(as_format)))
+    if to:
+        from tunewright.data.back import convert_to
+
+        wanted = _format(to, "--to")
+        assert wanted
+        report = summary(convert_to(data, out, wanted, _format(as_format)))
+    else:
+        from tunewright.data.convert import convert
+
+        report = summary(convert(data, out, _format(as_format)))
     record = {"out": str(out), "written": report.sound, **report.to_dict()}
     print(json.dumps(record, ensure_ascii=False) if as_json else f"{render(report)}\n\n{out}: {report.sound:,} rows written")
     raise typer.Exit(0 if report.ok else 3)
@@ -306,11 +315,11 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-def _format(name: str | None) -> Format | None:
+def _format(name: str | None, flag: str = "--format") -> Format | None:
     from tunewright.data.formats import FORMATS
     from tunewright.errors import BadConfig
 
     found = next((known for known in FORMATS if known == name), None)
     if name is not None and found is None:
-        raise BadConfig(f"--format {name!r} is not known; choose one of {', '.join(FORMATS)}", code="unknown_format", param="--format")
+        raise BadConfig(f"{flag} {name!r} is not known; choose one of {', '.join(FORMATS)}", code="unknown_format", param=flag)
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -172,7 +172,7 @@ def _render(examples: Sequence[Chat | Completion | Labelled], tokenizer: PreTrai
             except NotRenderable as problem:
                 rows[at] = problem
     for (at, _, _), (ids, trained) in zip(chats, _encode([chat[1:] for chat in chats], tokenizer), strict=True):
-        rows[at] = Row(np.array(ids, np.int32), np.array(trained, bool), examples[at].line)
+        rows[at] = Row(np.array(ids, np.int32), trained, examples[at].line)
     completions = [(at, example) for at, example in enumerate(examples) if isinstance(example, Completion)]
     texts = _plain([text for _, one in completions for text in (one.prompt, one.completion)], tokenizer)
     start = _begin(tokenizer)
@@ -330,21 +330,30 @@ def _run_template(chat: Chat, contents: Sequence[str], tokenizer: PreTrainedToke
     return str(text)
 
 
-def _encode(chats: Sequence[tuple[str, list[_Span]]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], list[bool]]]:
+def _encode(chats: Sequence[tuple[str, list[_Span]]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], np.ndarray]]:
     """Ids and mask of rendered chats, each a text whose contents stand at its spans.
 
     The tokenizer's own reading of the whole text is taken when it is safe: no special token stems from a
     content (text that looks like one must stay text), and no token lies across the start of an answer
     (or `prompt` would not be a prefix). Otherwise the text is cut there and the pieces are encoded alone.
     """
-    if not chats:
-        return []
-    whole = tokenizer([text for text, _ in chats], add_special_tokens=False, return_offsets_mapping=True)
-    made: list[tuple[list[int], list[bool]]] = []
-    for (text, spans), ids, offsets in zip(chats, whole["input_ids"], whole["offset_mapping"], strict=True):
-        mask = _mask(text, spans, ids, np.array(offsets, np.int64).reshape(-1, 2), tokenizer)
-        made.append(_encode_pieces(text, spans, tokenizer) if mask is None else (ids, mask.tolist()))
+    made: list[tuple[list[int], np.ndarray]] = []
+    for (text, spans), (ids, offsets) in zip(chats, _read([text for text, _ in chats], tokenizer), strict=True):
+        places = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(ids)).reshape(-1, 2)
+        mask = _mask(text, spans, ids, places, tokenizer)
+        made.append(_encode_pieces(text, spans, tokenizer) if mask is None else (ids, mask))
     return made
+
+
+def _read(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+    """Ids and offsets of each text, special tokens read as such and none added."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.truncation or backend.padding or backend.encode_special_tokens:
+        whole = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True) if texts else {"input_ids": [], "offset_mapping": []}
+        yield from zip(whole["input_ids"], whole["offset_mapping"], strict=True)
+    else:  # the same, without the copies that the general way makes of what is not asked for
+        for encoding in backend.encode_batch(texts, add_special_tokens=False):
+            yield encoding.ids, encoding.offsets
 
 
 def _mask(text: str, spans: list[_Span], ids: list[int], offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
@@ -379,7 +388,7 @@ def _ending(
     return np.zeros(len(ids), bool)
 
 
-def _encode_pieces(text: str, spans: list[_Span], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+def _encode_pieces(text: str, spans: list[_Span], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], np.ndarray]:
     """Contents as plain text, the template between them with its special tokens; each piece encoded alone."""
     special = _special_ids(tokenizer)
     ids: list[int] = []
@@ -395,7 +404,7 @@ def _encode_pieces(text: str, spans: list[_Span], tokenizer: PreTrainedTokenizer
         ids += content
         trained += [span.trained] * len(content)
         at, learning = span.end, span.trained
-    return ids, trained
+    return ids, np.array(trained, bool)
 
 
 @lru_cache(maxsize=16)
