@@ -149,6 +149,13 @@ def test_rows_are_judged_by_what_the_edits_left(tmp_path: Path) -> None:
     assert cleaning.dropped == {"missing_text": 1, "duplicate_row": 1}
 
 
+def test_what_the_rows_are_is_judged_by_those_that_are_left(tmp_path: Path) -> None:
+    asked = {"prompt": "a", "completion": "b"}
+    cleaning = cleaned(tmp_path, ["length:at_least=2", "duplicates"], text("x"), asked, asked, text("yes"))
+    assert [row.line for row in cleaning.rows] == [2, 4]
+    assert cleaning.dropped == {"too_short": 1, "duplicate_row": 1}
+
+
 def test_what_no_step_touches_keeps_its_bytes(tmp_path: Path) -> None:
     lines = [
         b'{"label" : "x",  "text": "caf\\u00e9", "n": 1.50}\r',

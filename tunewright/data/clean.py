@@ -24,6 +24,7 @@ from tunewright.errors import BadData, Fault
 
 _ROUNDS = 50
 _EXAMPLES = 3
+_MIXED = "mixed_formats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ def _left(
 ) -> tuple[list[int], dict[int, tuple[str, str]]]:
     """The places of the rows that stay, and step and reason of those that go."""
     places, reasons = list(range(len(rows))), dict[int, tuple[str, str]]()
-    judged = [Judged(row, example) for row, example in zip(rows, examples(rows, as_format), strict=True)]
+    judged = {at: Judged(row, example) for at, (row, example) in enumerate(zip(rows, examples(rows, as_format), strict=True))}
     quiet, turn = 0, 0
     while quiet < len(steps):
         step = steps[turn % len(steps)]
@@ -170,5 +171,11 @@ def _left(
             reasons[places[i]] = step.step, reason
             counts[step.step].dropped.setdefault(reason, []).append(rows[places[i]].line)
         places = [at for i, at in enumerate(places) if i not in gone]
+        if gone and any(fault.code == _MIXED for at in places for fault in rows[at].faults):
+            # The first row decides what a file's rows are, and it may be gone.
+            for at in places:
+                rows[at].faults = [fault for fault in rows[at].faults if fault.code != _MIXED]
+            sound = [at for at in places if not rows[at].faults]
+            judged |= {at: Judged(rows[at], example) for at, example in zip(sound, examples([rows[at] for at in sound], as_format), strict=True)}
         quiet, turn = 0 if gone else quiet + 1, turn + 1
     return places, reasons
