@@ -45,7 +45,7 @@ def made(folder: Path, given: list[str], *records: dict[str, Any], **options: An
 
 
 @pytest.mark.parametrize("method", EACH)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(text=st.text(max_size=60) | st.lists(st.sampled_from(SENTENCE.split()), max_size=12).map(" ".join), seed=st.integers(0, 2**32))
 def test_a_variant_keeps_what_must_stay(method: str, text: str, seed: int) -> None:
     (chosen,) = methods([method])

@@ -177,7 +177,7 @@ _ROW = st.fixed_dictionaries({"text": _TEXT, "label": st.sampled_from(["x", "y",
 _COUNT = count()
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(rows=st.lists(_ROW, min_size=1, max_size=12), copies=st.integers(1, 2), steps=st.lists(st.sampled_from(ALL), min_size=1, unique=True))
 def test_cleaning_twice_is_cleaning_once(tmp_path: Path, rows: list[dict[str, Any]], copies: int, steps: list[str]) -> None:
     folder = tmp_path / str(next(_COUNT))

@@ -34,7 +34,7 @@ def part_of(made: Split) -> list[str]:
     return [next(name for name, rows in made.parts.items() if i in rows) for i in range(len(made.groups))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=12),
     shares=st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.7, 0.3), (0.34, 0.33, 0.33)]),
@@ -50,12 +50,12 @@ def test_every_label_is_within_one_row_of_its_share(sizes: list[int], shares: tu
     for name, share in asked.items():
         counts = Counter(rows[i].label for i in made.parts[name])
         assert all(abs(counts[f"label {label}"] - size * share) < 1 for label, size in enumerate(sizes))
-        assert abs(len(made.parts[name]) - len(rows) * share) < 2
+        assert abs(len(made.parts[name]) - len(rows) * share) <= 1
         assert made.parts[name] == sorted(made.parts[name])
     assert split(rows, asked, seed) == made
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(sizes=st.lists(st.integers(1, 9), min_size=30, max_size=60), seed=st.integers(0, 2**40))
 def test_no_group_is_torn_and_parts_keep_their_size(sizes: list[int], seed: int) -> None:
     keys = [group for group, size in enumerate(sizes) for _ in range(size)]

@@ -113,4 +113,19 @@ def _targets(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
         for part in open_parts[:rest]:
             targets[part, label] += 1
             spare[part] -= 1
+    # What one part has too much of goes to another, where both stay within one row of their share of the label.
+    while (movable := _movable(targets, exact, spare)) is not None:
+        giver, taker, label = movable
+        targets[[giver, taker], label] += [-1, 1]
+        spare[[giver, taker]] += [1, -1]
     return targets
+
+
+def _movable(targets: np.ndarray, exact: np.ndarray, spare: np.ndarray) -> tuple[int, int, int] | None:
+    """A part that gives a row, one that takes it, and its label, where that brings both nearer to their sizes."""
+    for giver in np.argsort(spare):
+        for taker in np.argsort(-spare):
+            fits = (targets[giver] > exact[giver] + 1e-9) & (targets[taker] < exact[taker] - 1e-9)
+            if spare[taker] - spare[giver] > 1 + 1e-9 and fits.any():
+                return int(giver), int(taker), int(np.argmax(fits))
+    return None

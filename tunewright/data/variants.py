@@ -123,7 +123,7 @@ def drop(text: str, draws: random.Random, kept: Kept, method: Drop) -> str:
     """Words with the white space before them; one stays at least."""
     parts = re.findall(r"\s*\S+|\s+$", text)
     free = [i for i, part in enumerate(parts) if (word := _WORD.search(part)) and word[0] == part.strip() and not kept(word[0])]
-    gone = set(_some(free, draws, method.rate)[: max(0, len(parts) - 1)])
+    gone = set(_some(free, draws, method.rate)[: max(0, len(text.split()) - 1)])
     left = "".join(part for i, part in enumerate(parts) if i not in gone)
     return left if text[:1].isspace() else left.lstrip()
 
