@@ -33,7 +33,7 @@ from tunewright.serve.quota import Buckets
 HELLO: Any = [{"role": "user", "content": "Where is my lamp?"}]
 
 
-def app_for(engine: Engine, models: dict[str, Resolved]) -> FastAPI:
+def app_for(engine: Any, models: dict[str, Resolved]) -> FastAPI:
     """What the server does around these routes, in a few lines."""
     app = FastAPI()
     app.include_router(chat.router)

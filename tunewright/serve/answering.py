@@ -29,6 +29,7 @@ _STATUS = {
     "engine_failed": 500,
     "timeout": 503,
     "out_of_memory": 503,
+    "backend_unavailable": 503,
 }
 
 

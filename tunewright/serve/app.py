@@ -19,21 +19,22 @@ from tunewright.errors import Problem
 from tunewright.jobs.home import Home
 from tunewright.jobs.store import Store
 from tunewright.serve import chat, completions, files, fine_tuning, metrics, models, uploads
-from tunewright.serve.config import ServeConfig
-from tunewright.serve.engine import Engine
+from tunewright.serve.config import Answering, ServeConfig
+from tunewright.serve.engine import Engine, Limits
 from tunewright.serve.errors import ApiError
 from tunewright.serve.guard import Guard, Keys
 from tunewright.serve.metrics import Metrics
 from tunewright.serve.notify import notifying
 from tunewright.serve.quota import Buckets
 from tunewright.serve.sweep import clear_left_overs, sweeping
+from tunewright.serve.vllm import VllmEngine
 
 log = logging.getLogger("tunewright.serve")
 public = APIRouter(include_in_schema=False)
 ROUTERS = (public, metrics.router, files.router, uploads.router, models.router, fine_tuning.router, chat.router, completions.router)
 
 
-def create_app(config: ServeConfig, store: Store, home: Home, launcher: Any = None, engine: Engine | None = None) -> FastAPI:
+def create_app(config: ServeConfig, store: Store, home: Home, launcher: Any = None, engine: Engine | VllmEngine | None = None) -> FastAPI:
     """The app. The store must be migrated, the home made and locked. `launcher` starts and stops with the app, where one is given; the engine,
     which loads nothing before it is asked, closes with it.
 
@@ -49,7 +50,7 @@ def create_app(config: ServeConfig, store: Store, home: Home, launcher: Any = No
         responses={"4XX": {"description": "Refused", "content": {"application/json": {"schema": _ERROR}}}},
     )
     state = app.state
-    state.config, state.store, state.home, state.launcher, state.engine = config, store, home, launcher, engine or Engine()
+    state.config, state.store, state.home, state.launcher, state.engine = config, store, home, launcher, engine or _engine(config.answering)
     state.resolve = models.resolve
     state.keys = Keys(store)
     state.buckets = Buckets()
@@ -64,6 +65,15 @@ def create_app(config: ServeConfig, store: Store, home: Home, launcher: Any = No
     app.add_exception_handler(OperationalError, _store_error)
     app.add_middleware(Guard, config=config, keys=state.keys, buckets=state.buckets, metrics=state.metrics)
     return app
+
+
+def _engine(how: Answering) -> Engine | VllmEngine:
+    if how.vllm is not None:
+        key = how.vllm.key.get_secret_value() if how.vllm.key else None
+        return VllmEngine(how.vllm.url, key, how.vllm.adapters, how.timeout_seconds)
+    bounds = {"memory": how.memory_bytes, "models": how.models_bytes}
+    limits = Limits(how.slots, how.waiting, how.chunk, adapters=how.adapters, timeout=how.timeout_seconds, threads=how.threads, **bounds)
+    return Engine(limits)
 
 
 @asynccontextmanager

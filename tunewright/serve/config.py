@@ -126,6 +126,47 @@ class Mail(_Strict):
     password: SecretStr | None = None
 
 
+class Vllm(_Strict):
+    """A vLLM server that answers in place of this process."""
+
+    url: str = Field(min_length=1, max_length=2048)
+    """Its address, without /v1."""
+    key: SecretStr | None = None
+    """What its `--api-key` says."""
+    adapters: int = Field(64, ge=1, le=10_000)
+    """Most adapters kept loaded there."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("should be an http or https address")
+        return url
+
+
+class Answering(_Strict):
+    """How models are held and asked."""
+
+    slots: int = Field(64, ge=1, le=4096)
+    """Answers written at once, a base."""
+    waiting: int = Field(1024, ge=1, le=1_000_000)
+    """Answers that may wait for one, a base; further ones are refused with 429."""
+    chunk: int = Field(256, ge=16, le=1 << 20)
+    """Tokens of new prompts read in a pass, beside the next token of every answer."""
+    memory_bytes: int = Field(1 << 30, ge=1 << 20, le=1 << 44)
+    """Keys and values, a base."""
+    adapters: int = Field(64, ge=1, le=100_000)
+    """Adapters in memory, a base."""
+    models_bytes: int = Field(16 << 30, ge=1 << 20, le=1 << 46)
+    """Weights in memory, all bases."""
+    timeout_seconds: float = Field(600, gt=0, le=86400)
+    """That an answer may take, waiting included."""
+    threads: int = Field(0, ge=0, le=1024)
+    """CPU threads a base computes with; 0: torch's own choice."""
+    vllm: Vllm | None = None
+
+
 class ServeConfig(_Strict):
     """A server, complete."""
 
@@ -149,6 +190,7 @@ class ServeConfig(_Strict):
     """In jobs' `organization_id` and in the names of tuned models."""
     allowed_hosts: tuple[Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9.:\[\]*_-]+$")], ...] = Field((), max_length=100)
     """Names by which clients may address the server, without the port; `*`: any. This machine's own names are there already."""
+    answering: Answering = Answering()
     limits: Limits = Limits()
     quotas: Quotas = Quotas()
     prices: dict[Name, Price] = Field(default_factory=dict, max_length=1000)

@@ -80,7 +80,7 @@ class Engine:
         Raises BadModel where it cannot be used: `model_not_found`, `model_rejected`, `adapter_mismatch`, `out_of_memory`.
         """
         key = (str(resolved.folder), resolved.base)
-        stamp = _stamp(resolved.folder)
+        stamp = stamp_of(resolved.folder)
         if found := self._known(key, stamp):
             return found
         with self._loading:
@@ -212,7 +212,7 @@ class Engine:
         return runner
 
 
-def _stamp(folder: Path) -> tuple[int, ...]:
+def stamp_of(folder: Path) -> tuple[int, ...]:
     """What changes when a folder's weights do. Raises BadModel where the folder is gone."""
     try:
         found = [file.stat() for file in sorted(folder.glob("*.safetensors"))]
