@@ -2,6 +2,7 @@
 
     python recipes/nano/pretrain.py --minutes 95 --work build/nano
     python recipes/nano/pretrain.py --work build/nano --export tunewright/models/nano
+    python recipes/nano/pretrain.py --work build/more --minutes 8 --start tunewright/models/nano --peak 0.3
 
 A run that was stopped goes on from its last checkpoint. Creating the file `decay` in the work folder begins the final decay at once.
 """
@@ -148,8 +149,14 @@ def save(path: Path, state: dict) -> None:
 def train(args: argparse.Namespace) -> None:
     """The run: step until the minutes are used, checkpoint every few, log as JSON lines."""
     torch.set_num_threads(args.threads)
+    if args.start:  # a further stage of a finished model
+        args.work.mkdir(parents=True, exist_ok=True)
+        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        shutil.copytree(args.start, args.work / "tokenizer", dirs_exist_ok=True, ignore=lambda _, found: [n for n in found if n not in names])
     tokenizer = AutoTokenizer.from_pretrained(args.work / "tokenizer")
     model, checkpoint = build(tokenizer), args.work / "ckpt" / "last.pt"
+    if args.start:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     opts = optimizers(model)
     base_rates = [group["lr"] for opt in opts for group in opt.param_groups]
@@ -176,8 +183,9 @@ def train(args: argparse.Namespace) -> None:
             length, stream = wanted, batches(tokenizer, args.seed * 1_000_000 + step, wanted, args.batch)
         factor = rate(step, done, decay_from)
         for group, base in zip((group for opt in opts for group in opt.param_groups), base_rates, strict=True):
-            group["lr"] = base * factor
-        loss = loss_of(model, next(stream))
+            group["lr"] = base * factor * args.peak
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            loss = loss_of(model, next(stream))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
@@ -239,9 +247,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/nano"), help="tokenizer, checkpoints and log live here")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the last checkpoint to FOLDER and stop")
     parser.add_argument("--minutes", type=float, default=95.0, help="time budget, over all starts of the run")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="begin with the weights and the tokenizer of this model, and fresh optimizers")
+    parser.add_argument("--peak", type=float, default=1.0, help="the rates' highest, as a share of the usual one")
     parser.add_argument("--steps", type=int, default=0, help="stop after so many steps; 0: when the minutes are used")
     parser.add_argument("--batch", type=int, default=4096, help="tokens a step")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true", help="multiply matrices in bf16; for processors with instructions for it")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-minutes", type=float, default=5.0)
     parser.add_argument("--evaluate-minutes", type=float, default=8.0)

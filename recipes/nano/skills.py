@@ -159,6 +159,19 @@ def arithmetic(rng: random.Random) -> Chat:
             )
 
 
+def counting(rng: random.Random) -> Chat:
+    """Counting up or down, in words or figures, as far as was asked or as far as an answer goes on."""
+    tens = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+    words = [*_COUNTING[1:20], *(f"{ten}{f'-{_COUNTING[one]}' if one else ''}" for ten in tens for one in range(10)), "one hundred"]
+    first = 1 if rng.random() < 0.7 else rng.randint(2, 20)
+    last = min(100, first + rng.randint(3, 30)) if rng.random() < 0.8 else 100
+    if rng.random() < 0.6:
+        ask, said = f"[Count|Please count] from {words[first - 1]} to {words[last - 1]} [in words|in words, please]", words[first - 1 : last]
+    else:
+        ask, said = f"[Count|Please count] from {first} to {last}", [str(n) for n in range(first, last + 1)]
+    return [("user", choose(rng, f"{ask}.")), ("assistant", ", ".join(said))]
+
+
 def word_facts(rng: random.Random) -> Chat:
     """Opposites, plurals, past forms, synonyms, days, months, capitals, spelling."""
 
