@@ -22,6 +22,7 @@ from tunewright.models.slots import NotServed
 from tunewright.serve import runner
 from tunewright.serve.ask import Ask, Piece, Resolved
 from tunewright.serve.engine import Engine, Limits, Opened
+from tunewright.train import checkpoint
 
 LINEAR = {"llama": "all-linear", "qwen2": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}
 
@@ -281,3 +282,22 @@ def test_hostile_adapters_are_refused(tmp_path: Path, engine: Engine, harm: str,
     with pytest.raises(Problem) as caught:
         engine.open(resolved)
     assert caught.value.code == code and monotonic() - start < 5
+
+
+def test_a_checkpoint_answers_and_a_damaged_one_is_refused(tmp_path: Path, engine: Engine) -> None:
+    base = tiny.save(tmp_path / "base", make("llama"))
+    torch.manual_seed(0)
+    model = get_peft_model(make("llama"), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    place = checkpoint.save(tmp_path / "checkpoints", 4, model, tiny.tokenizer(), optimizer, {"epoch": 1})
+    resolved = Resolved("ckpt", place, base)
+    ids = prompts(1)[0]
+    loaded = load(str(place), base=base)
+    assert together(engine, [(engine.open(resolved), greedy(ids))])[0].text == answers(loaded.model, loaded.tokenizer, [ids], 24)[0].text
+    file = place / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1  # a bit of a weight: still a sound file, and another model
+    file.write_bytes(content)
+    with pytest.raises(Problem) as caught:
+        engine.open(resolved)
+    assert caught.value.code == "model_rejected" and "has changed" in caught.value.message

@@ -84,7 +84,7 @@ def vllm(fake: Fake, engine: Engine, base: Resolved) -> FastAPI:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Fake, FastAPI, FastAPI]]:
     """The fake, our routes over it, and our routes over our own engine."""
-    resolved = save_all(tmp_path_factory.mktemp("models"), "llama", ["lora", "wide", "few"])
+    resolved = save_all(tmp_path_factory.mktemp("models"), "llama", ["lora", "wide", "few", "prompt"])
     base = Resolved(str(resolved["base"].folder), resolved["base"].folder)
     models = {**resolved, "base": base}
     fake, engine = Fake(base=base.folder), Engine()
@@ -132,6 +132,8 @@ def test_refusals_are_told_in_our_shape(both: tuple[Fake, FastAPI, FastAPI]) -> 
     body = {"model": "base", "messages": HELLO}
     hot = post(remote, "/v1/chat/completions", body | {"temperature": 2})
     assert hot.status_code == 400 and "too hot" in hot.json()["error"]["message"]
+    prompt = post(remote, "/v1/chat/completions", body | {"model": "prompt"})
+    assert prompt.status_code == 400 and prompt.json()["error"]["code"] == "adapter_unsupported"
     away = VllmEngine("http://127.0.0.1:9")
     try:
         gone = post(app_for(away, {"base": Resolved("base", fake.base)}), "/v1/chat/completions", body)

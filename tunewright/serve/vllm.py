@@ -92,7 +92,8 @@ class VllmEngine:
         self._thread.join(10)
 
     def _load(self, resolved: Resolved, stamp: tuple[int, ...]) -> Opened:
-        from tunewright.models.load import find, tokenizer_of
+        from tunewright.models import quantized
+        from tunewright.models.load import find, read_json, tokenizer_of
         from tunewright.serve.grammar import Tokens
 
         base = resolved.base or resolved.name
@@ -103,6 +104,10 @@ class VllmEngine:
             raise BadModel(f"{base} is not on the vLLM server, which has {names}", code="model_not_found", param="model")
         name = str(there["id"])
         if resolved.base is not None:
+            kind = read_json(resolved.folder / "adapter_config.json", resolved.name).get("peft_type")
+            if kind != "LORA" or quantized.recorded(resolved.folder, resolved.name):
+                text = f"{resolved.name}: vLLM serves LoRA adapters that were learnt on a base in full; this one is {str(kind)[:40]} or learnt on fewer bits"
+                raise BadModel(text, code="adapter_unsupported", param="model")
             name = f"{resolved.name}@{stamp[1]}"
             self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(resolved.folder.absolute())})
         folder = resolved.folder if (resolved.folder / "tokenizer_config.json").is_file() else find(base)
