@@ -177,6 +177,17 @@ class Cache(_Strict):
     """The most that it may take in the run folder, in gigabytes, until the run is finished. Where the states need more, the run goes on without."""
 
 
+class Prices(_Strict):
+    """What a run costs, for the estimate before it. Nothing, unless you say so."""
+
+    currency: str = Field("USD", min_length=1, max_length=8)
+    """Name of the money."""
+    per_hour: float = Field(0.0, ge=0, le=1e6)
+    """Of this machine."""
+    per_million_tokens: float = Field(0.0, ge=0, le=1e6)
+    """Of a million tokens in training rows, each epoch counted."""
+
+
 class TrainConfig(_Strict):
     """A run, complete. `tunewright train run.yaml` reads one; a run folder holds its own as config.json."""
 
@@ -219,6 +230,7 @@ class TrainConfig(_Strict):
     """Arithmetic of the matrix products. "auto": bf16 where this machine's processor or GPU computes it faster."""
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     """CPU threads. "auto": measured at the start, since one can beat two on tiny models."""
+    prices: Prices = Prices()
     seed: int = Field(0, ge=0, lt=2**63)
     """Order of the rows, dropout, and the adapters' first values."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from tunewright.config import TrainConfig
     from tunewright.data.formats import Format
 
 app = typer.Typer(
@@ -164,22 +165,36 @@ def train(
 ) -> None:
     """Tune a model. The result lies in OUT/model; a stopped run goes on with --resume OUT."""
     from tunewright.cli.run import run_to_end, show_rates
-    from tunewright.config import TrainConfig, read_yaml
     from tunewright.errors import BadConfig
 
     flags = {"data": data, "validation": validation, "model": model, "out": out}
-    given = {name: str(value) for name, value in flags.items() if value is not None}
     if resume:
-        if run or given or settings:
+        if run or any(value is not None for value in flags.values()) or settings:
             raise BadConfig("--resume takes its settings from the run folder; give it alone", code="resume_alone", param="--resume")
         from tunewright.train.folder import read_config
 
         config = read_config(resume)
-    elif run or data:
-        config = TrainConfig.parse({**(read_yaml(run) if run else {}), **given}, settings)
     else:
-        raise BadConfig("Give a training file (--data FILE) or a config (RUN.yaml)", code="no_data", param="--data")
+        config = _config(run, settings, **flags)
     raise typer.Exit(show_rates(config, as_json) if find_lr else run_to_end(config, as_json))
+
+
+@app.command()
+def plan(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="A config; flags and --set go over it.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Training file.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Validation file.")] = None,
+    model: Annotated[str | None, typer.Option(help="nano, a folder, or a Hub id.")] = None,
+    settings: Set = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.001, max=1e6, metavar="GB", help="Plan for so much memory, not for what is free here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run will take: tokens, time, memory, disk, cost; and what would fit if it does not: then the exit code is 4."""
+    from tunewright.cli.plan import plan
+
+    raise typer.Exit(plan(_config(run, settings, data=data, validation=validation, model=model), memory, as_json))
 
 
 @app.command()
@@ -313,6 +328,17 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
         print(f"tunewright {__version__}")
         raise typer.Exit
+
+
+def _config(run: Path | None, settings: list[str] | None, **flags: Path | str | None) -> TrainConfig:
+    """A config from a file, flags over it, and --set over both. Raises BadConfig."""
+    from tunewright.config import TrainConfig, read_yaml
+    from tunewright.errors import BadConfig
+
+    if run is None and flags["data"] is None:
+        raise BadConfig("Give a training file (--data FILE) or a config (RUN.yaml)", code="no_data", param="--data")
+    given = {name: str(value) for name, value in flags.items() if value is not None}
+    return TrainConfig.parse({**(read_yaml(run) if run else {}), **given}, settings)
 
 
 def _format(name: str | None, flag: str = "--format") -> Format | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -18,10 +17,11 @@ from tunewright.errors import RunFailed
 from tunewright.event import Event
 from tunewright.models.forward import Batch, TreeBatch
 from tunewright.models.tuning import trained
-from tunewright.train import checkpoint, schedule, trunk
+from tunewright.train import checkpoint, peak, schedule, trunk
 from tunewright.train.ahead import ahead
 from tunewright.train.card import write_card
 from tunewright.train.folder import hold, open_run, recorded, write_json
+from tunewright.train.forecast import Forecast
 from tunewright.train.start import Run, start
 
 MicroBatches = Iterable[tuple[list[int], Batch | TreeBatch]]
@@ -46,15 +46,18 @@ def _events(config: TrainConfig) -> Generator[Event, None, None]:
     if (config.out / "exit.json").is_file():
         yield Event(0, f"This run is finished; its model lies in {config.out / 'model'}")
         return
+    begun = time.time()
+    peak.forget(torch.device("cpu"))
     run = yield from start(config)
+    forecast = Forecast(run, begun, validate)
     try:
-        yield from _steps(run)
+        yield from forecast.over(_steps(run))
     except GeneratorExit:
         # Closed between two events: the weights are those of the last whole step.
         if run.progress.step:
             _save(run)
         raise
-    yield from _finish(run)
+    yield from _finish(run, forecast)
 
 
 def _steps(run: Run) -> Iterator[Event]:
@@ -243,7 +246,7 @@ def _diverged(run: Run, step: int) -> RunFailed:
     )
 
 
-def _finish(run: Run) -> Iterator[Event]:
+def _finish(run: Run, forecast: Forecast) -> Iterator[Event]:
     """Write the result: the last weights, or the best ones where early stopping was asked for."""
     progress = run.progress
     best = run.checkpoints / f"step-{progress.best_step:08d}"
@@ -254,7 +257,13 @@ def _finish(run: Run) -> Iterator[Event]:
     checkpoint.write_folder(result, lambda folder: checkpoint.save_model(run.model, run.tokenizer, folder))
     write_card(run)
     trunk.forget(run)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    data = {"model": str(result), "trained_tokens": progress.trained_tokens, "peak_memory_bytes": peak, "best_loss": progress.best_loss}
+    outcome = forecast.outcome()
+    yield outcome
+    data = {
+        "model": str(result),
+        "trained_tokens": progress.trained_tokens,
+        "peak_memory_bytes": outcome.data["peak_memory_bytes"],
+        "best_loss": progress.best_loss,
+    }
     yield Event(progress.step, "The run has finished", data)
     write_json(run.config.out / "exit.json", {"status": "succeeded", "step": progress.step})

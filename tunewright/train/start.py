@@ -87,8 +87,11 @@ class Run:
         return self.config.out / "checkpoints"
 
 
-def start(config: TrainConfig) -> Generator[Event, None, Run]:
-    """Say what is found and decided, and return the Run. Raises BadData, BadModel, BadConfig or RunFailed."""
+def start(config: TrainConfig, trial: bool = False) -> Generator[Event, None, Run]:
+    """Say what is found and decided, and return the Run. Raises BadData, BadModel, BadConfig or RunFailed.
+
+    `trial`: leave out what is long and what only training to the end needs: a frozen trunk's states, the reference of preference pairs.
+    """
     again = (config.out / "plan.json").is_file()
     found = reading(config.data, config.max_lost)
     there = reading(config.validation, config.max_lost, minimum=1) if config.validation else None
@@ -119,6 +122,8 @@ def start(config: TrainConfig) -> Generator[Event, None, Run]:
     # Measuring the plan may have drawn dropout masks; the run begins from the seed all the same.
     torch.manual_seed(config.seed)
     run = Run(config, resolved, model, loaded.tokenizer, loaded.base, items, validating, shared, loss, optimizer)
+    if trial:
+        return run
     yield from trunk.keep(run)
     if config.method.kind == "dpo":
         run.rows, run.validation = _with_reference(run, run.rows), _with_reference(run, run.validation)
