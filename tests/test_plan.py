@@ -17,7 +17,7 @@ from tunewright.train.fit import changes, nearest
 from tunewright.train.folder import sha256
 from tunewright.train.forecast import Forecast
 from tunewright.train.loop import train
-from tunewright.train.measure import MARGIN, apart, in_process
+from tunewright.train.measure import MARGIN, in_process
 
 CPU = torch.device("cpu")
 
@@ -151,11 +151,11 @@ def test_changes_are_reckoned_from_the_parts(data, base):
 
 
 def test_the_nearest_change_is_measured_to_fit(base, tmp_path):
-    """nano over 48 rows at once; as much memory as half of what its activations take."""
-    (tmp_path / "train.jsonl").write_text("".join((tiny.SAMPLE / "train.jsonl").read_text().splitlines(keepends=True)[:48]))
+    """nano over 32 rows at once; as much memory as half of what its activations take."""
+    (tmp_path / "train.jsonl").write_text("".join((tiny.SAMPLE / "train.jsonl").read_text().splitlines(keepends=True)[:32]))
     asked = TrainConfig.parse({"data": str(tmp_path / "train.jsonl"), "out": str(tmp_path / "run"), "threads": 1, "precision": "fp32"})
-    asked = asked.model_copy(update={"hyperparameters": Hyperparameters(n_epochs=1, batch_size=48)})
-    found = apart(asked)
+    asked = asked.model_copy(update={"hyperparameters": Hyperparameters(n_epochs=1, batch_size=32)})
+    found = in_process(asked)
     limit = round(MARGIN * (found["estimated_peak_memory_bytes"] - found["estimated_memory_bytes_by_part"]["activations"] / 2))
     change, tried = next(nearest(asked, found, limit))
     assert change.lever == "batch" and change.settings[0].startswith("micro_batch_tokens=")
@@ -163,16 +163,11 @@ def test_the_nearest_change_is_measured_to_fit(base, tmp_path):
     assert tried["steps"] == found["steps"] and tried["tokens"] == found["tokens"]
 
 
-def test_the_plan_in_a_process_of_its_own_has_a_peak_of_its_own(data, base, tmp_path):
-    block = np.ones(100_000_000)  # 800 MB that belong to this process alone
-    found = apart(config(data, base, tmp_path / "run"))
-    assert found["fits"] and found["estimated_peak_memory_bytes"] < 1e9
-    assert peak.highest(CPU) > 1e9 and block[-1] == 1
-
-
 def test_the_command_says_what_does_not_fit(data, base, tmp_path, monkeypatch, capsys):
+    """Measured in a process of its own: what else this one holds does not count."""
     from tunewright.cli import main
 
+    block = np.ones(100_000_000)  # 800 MB
     line = f"plan --data {data / 'train.jsonl'} --model {base} --set threads=1 --set precision=fp32 --memory 0.1 --json"
     monkeypatch.setattr(sys, "argv", ["tunewright", *line.split()])
     with pytest.raises(SystemExit) as left:
@@ -180,3 +175,4 @@ def test_the_command_says_what_does_not_fit(data, base, tmp_path, monkeypatch, c
     said = json.loads(capsys.readouterr().out)
     assert left.value.code == 4 and not said["fits"]
     assert said["estimate"]["memory_limit_bytes"] == 100_000_000 and said["would_fit"] == []
+    assert said["estimate"]["estimated_peak_memory_bytes"] < 1e9 < memory.in_use(CPU) and block[-1] == 1
