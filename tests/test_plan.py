@@ -175,4 +175,4 @@ def test_the_command_says_what_does_not_fit(data, base, tmp_path, monkeypatch, c
     said = json.loads(capsys.readouterr().out)
     assert left.value.code == 4 and not said["fits"]
     assert said["estimate"]["memory_limit_bytes"] == 100_000_000 and said["would_fit"] == []
-    assert said["estimate"]["estimated_peak_memory_bytes"] < 1e9 < memory.in_use(CPU) and block[-1] == 1
+    assert said["estimate"]["estimated_peak_memory_bytes"] < 1e9 < peak.in_use(CPU) and block[-1] == 1

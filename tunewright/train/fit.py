@@ -70,7 +70,7 @@ def changes(config: TrainConfig, found: dict[str, Any] | None, limit: int) -> li
     longest = found["longest_row_tokens"]
     if tokens >= longest:
         made.append(_batch(tokens))
-    if not config.recompute:
+    if not config.recompute and held + fixed + activations / 3 < room:
         made.append(Change(("recompute=true",), "recompute", "each layer is computed again in the backward pass: slower, the same gradient"))
     if 16 <= tokens < longest:
         settings = (f"max_tokens={tokens}", f"micro_batch_tokens={tokens}")
