@@ -170,6 +170,20 @@ def test_the_quota_of_bytes(server: Server) -> None:
     server.client().files.create(file=("b.jsonl", b"x" * 60), purpose="fine-tune")
 
 
+def test_the_quota_of_files_and_waiting_uploads(server: Server) -> None:
+    few = server.client(server.add_key(owner="few", files=2))
+    few.files.create(file=("a.jsonl", LINE), purpose="fine-tune")
+    upload = few.uploads.create(bytes=3, filename="x.jsonl", mime_type="text/jsonl", purpose="fine-tune")
+    for call in (
+        lambda: few.files.create(file=("b.jsonl", LINE), purpose="fine-tune"),
+        lambda: few.uploads.create(bytes=3, filename="x.jsonl", mime_type="text/jsonl", purpose="fine-tune"),
+    ):
+        with pytest.raises(openai.RateLimitError, match="files"):
+            call()
+    few.uploads.cancel(upload.id)
+    few.files.create(file=("b.jsonl", LINE), purpose="fine-tune")
+
+
 def test_files_lie_where_only_this_user_reads(server: Server, client: openai.OpenAI) -> None:
     file = client.files.create(file=("../../../etc/x.jsonl", LINE), purpose="fine-tune")
     path = server.home.file(file.id)

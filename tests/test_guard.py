@@ -287,7 +287,7 @@ def test_hostile_names_and_bodies_on_every_route(shared: Server, requests: list[
     assert not list((shared.home.path / "tmp").iterdir())
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(1))
 def test_mutated_requests(shared: Server, requests: list[Request], seed: int) -> None:
     asked = list(itertools.islice(hostile.mutated(requests, seed), 300))
     faults = [
@@ -321,9 +321,9 @@ def test_every_number_and_list_has_a_bound(shared: Server) -> None:
                     walk(value, f"{where}.{key}")
 
     description = shared.app.openapi()
+    assert "422" not in str(description) and "HTTPValidationError" not in str(description)
     for name, schema in description["components"]["schemas"].items():
-        if name not in ("HTTPValidationError", "ValidationError"):
-            walk(schema, name)
+        walk(schema, name)
     for path, item in description["paths"].items():
         for method, operation in item.items():
             for parameter in operation.get("parameters", []):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -63,6 +64,7 @@ def create_app(config: ServeConfig, store: Store, home: Home, launcher: Any = No
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(OperationalError, _store_error)
+    app.openapi = partial(_describe, app, app.openapi)  # type: ignore[method-assign]
     app.add_middleware(Guard, config=config, keys=state.keys, buckets=state.buckets, metrics=state.metrics)
     return app
 
@@ -74,6 +76,18 @@ def _engine(how: Answering) -> Engine | VllmEngine:
     bounds = {"memory": how.memory_bytes, "models": how.models_bytes}
     limits = Limits(how.slots, how.waiting, how.chunk, adapters=how.adapters, timeout=how.timeout_seconds, threads=how.threads, **bounds)
     return Engine(limits)
+
+
+def _describe(app: FastAPI, describe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """FastAPI's description, without the answers of status 422 that it supposes: here they are 400, of the shape of all others."""
+    if app.openapi_schema is None:
+        found = describe()
+        for item in found["paths"].values():
+            for operation in item.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            found.get("components", {}).get("schemas", {}).pop(name, None)
+    return describe()
 
 
 @asynccontextmanager

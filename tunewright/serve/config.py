@@ -77,6 +77,8 @@ class Quotas(_Strict):
     """Jobs that have not ended."""
     bytes: int = Field(100 << 30, ge=1, le=1 << 50)
     """Files and parts kept, of all keys of the same owner together."""
+    files: int = Field(100_000, ge=1, le=100_000_000)
+    """How many files, and uploads that wait for parts."""
 
 
 class Price(_Strict):
@@ -184,8 +186,6 @@ class ServeConfig(_Strict):
     """Jobs that train at the same time."""
     stall_seconds: float = Field(600, ge=5, le=86400)
     """A worker without progress for so long is taken for hung and started again."""
-    attempts: int = Field(3, ge=1, le=100)
-    """Starts of a job without progress before it fails."""
     organization: str = Field("org-tunewright", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")
     """In jobs' `organization_id` and in the names of tuned models."""
     allowed_hosts: tuple[Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9.:\[\]*_-]+$")], ...] = Field((), max_length=100)

@@ -50,6 +50,7 @@ def show(file: File) -> dict[str, Any]:
 async def create(request: Request) -> dict[str, Any]:
     """Send a file: multipart with `purpose`, `file` and perhaps `expires_after[anchor]`, `expires_after[seconds]`."""
     state = request.app.state
+    await run_in_threadpool(_check_room_now, request)
     with temporary(state.home) as path:
         form = await receive(request, path, "file", state.config.limits.file_bytes)
         purpose = form.fields.get("purpose")
@@ -59,6 +60,13 @@ async def create(request: Request) -> dict[str, Any]:
         check_file(form.filename, purpose, form.bytes)
         again = request.headers.get(RETRY, "0") != "0"
         return show(await run_in_threadpool(_keep, request, path, form, purpose, keep, again))
+
+
+def _check_room_now(request: Request) -> None:
+    """Before a large body is read in vain."""
+    state = request.app.state
+    with state.store.read() as session:
+        check_room(session, request.state.key, state, 0)
 
 
 def _keep(request: Request, path: Any, form: Form, purpose: str, keep: int | None, again: bool) -> File:
@@ -71,7 +79,7 @@ def _keep(request: Request, path: Any, form: Form, purpose: str, keep: int | Non
     settle(path, state.home.file(file.id))
     try:
         with store.write() as session:
-            check_bytes(session, key, state, form.bytes)
+            check_room(session, key, state, form.bytes)
             session.add(file)
     except BaseException:
         state.home.file(file.id).unlink(missing_ok=True)
@@ -107,15 +115,17 @@ def check_file(filename: str | None, purpose: str, size: int) -> None:
         raise ApiError(400, "Invalid file format for Fine-Tuning API. Must be .jsonl", param="file", code="invalid_file_format")
 
 
-def check_bytes(session: Session, key: Key, state: Any, more: int) -> None:
-    """Raise ApiError 429 where the owner would keep more than the quota."""
-    files = session.scalar(select(func.coalesce(func.sum(File.bytes), 0)).where(File.owner == key.owner, File.deleted_at.is_(None))) or 0
-    parts = (
-        session.scalar(select(func.coalesce(func.sum(Part.bytes), 0)).join(Upload).where(Upload.owner == key.owner, Upload.status == "pending")) or 0
-    )
-    limit = quota(key, state.config.quotas, "bytes")
-    if files + parts + more > limit:
-        raise over_quota("bytes stored", limit)
+def check_room(session: Session, key: Key, state: Any, more: int) -> None:
+    """Raise ApiError 429 where the owner would keep more than the quotas of bytes and of files."""
+    kept = select(func.count(), func.coalesce(func.sum(File.bytes), 0)).where(File.owner == key.owner, File.deleted_at.is_(None))
+    files, size = session.execute(kept).one()
+    pending = select(func.count()).where(Upload.owner == key.owner, Upload.status == "pending")
+    parts = select(func.coalesce(func.sum(Part.bytes), 0)).join(Upload).where(Upload.owner == key.owner, Upload.status == "pending")
+    size += (session.scalar(parts) or 0) + more
+    files += (session.scalar(pending) or 0) + 1
+    for what, found, name in (("bytes stored", size, "bytes"), ("files", files, "files")):
+        if found > (limit := quota(key, state.config.quotas, name)):
+            raise over_quota(what, limit)
 
 
 def _sent_before(store: Store, file: File) -> File | None:

@@ -28,7 +28,7 @@ def index(request: Request) -> dict[str, Any]:
     state = request.app.state
     store: Store = state.store
     with store.read() as session:
-        rows = session.scalars(select(Checkpoint).where(*_usable(request)).order_by(Checkpoint.seq.desc()).limit(10_000)).all()
+        rows = session.scalars(select(Checkpoint).where(*_usable(request)).order_by(Checkpoint.seq.desc())).all()
     bases = [show(name, 0, "tunewright") for name in names(state.config)]
     return {"object": "list", "data": [*bases, *(show(row.model, row.created_at, row.owner) for row in rows)]}
 

@@ -18,7 +18,7 @@ from tunewright.jobs.home import Home
 from tunewright.jobs.store import File, Part, Store, Upload, new_id
 from tunewright.serve import files
 from tunewright.serve.errors import ApiError
-from tunewright.serve.files import LONGEST, RETRY, check_bytes, check_file, new_file
+from tunewright.serve.files import LONGEST, RETRY, check_file, check_room, new_file
 from tunewright.serve.forms import create as create_new
 from tunewright.serve.forms import disk_full, receive, settle, temporary
 
@@ -92,7 +92,7 @@ def create(request: Request, body: CreateUpload) -> dict[str, Any]:
         file_id=None,
     )
     with store.write() as session:
-        check_bytes(session, key, state, body.bytes)
+        check_room(session, key, state, body.bytes)
         session.add(upload)
     state.home.upload(upload.id).mkdir(mode=0o700)
     return show(upload)
@@ -116,15 +116,20 @@ def _keep_part(request: Request, upload_id: str, path: Path, size: int) -> dict[
     state, key = request.app.state, request.state.key
     store: Store = state.store
     part = Part(id=new_id("part_"), upload_id=upload_id, bytes=size, created_at=store.now())
-    settle(path, state.home.upload(upload_id) / part.id)
-    with store.write() as session:
-        upload = _open(session, store, key.owner, upload_id)
-        kept = session.scalars(select(Part.bytes).where(Part.upload_id == upload_id)).all()
-        # A part whose answer was lost is sent again, so there may be some more than in the end.
-        if len(kept) >= PARTS or sum(kept) + size > 2 * upload.bytes + (1 << 20):
-            raise ApiError(400, f"The parts are more than the upload's {upload.bytes} bytes", param="data", code="upload_too_large")
-        check_bytes(session, key, state, size)
-        session.add(part)
+    place = state.home.upload(upload_id) / part.id
+    settle(path, place)
+    try:
+        with store.write() as session:
+            upload = _open(session, store, key.owner, upload_id)
+            kept = session.scalars(select(Part.bytes).where(Part.upload_id == upload_id)).all()
+            # A part whose answer was lost is sent again, so there may be some more than in the end.
+            if len(kept) >= PARTS or sum(kept) + size > 2 * upload.bytes + (1 << 20):
+                raise ApiError(400, f"The parts are more than the upload's {upload.bytes} bytes", param="data", code="upload_too_large")
+            check_room(session, key, state, size)
+            session.add(part)
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
     return {"id": part.id, "object": "upload.part", "created_at": int(part.created_at), "upload_id": upload_id}
 
 
