@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from serving import Server, server
+from serving import Server, new_database, server, serving
 from tunewright.jobs.store import File, Upload
 from tunewright.serve.sweep import clear_left_overs, sweep
 
@@ -141,9 +141,10 @@ def test_what_a_killed_server_left_is_cleared_and_nothing_else(server: Server, c
 
 
 def test_another_owners_things_do_not_exist(server: Server, client: openai.OpenAI) -> None:
+    other = server.client(server.add_key(owner="other"))
+    mine = other.files.create(file=("b.jsonl", LINE), purpose="fine-tune")
     file = client.files.create(file=("a.jsonl", LINE), purpose="fine-tune")
     upload = client.uploads.create(bytes=3, filename="x.jsonl", mime_type="text/jsonl", purpose="fine-tune")
-    other = server.client(server.add_key(owner="other"))
     calls: list[Callable[[], Any]] = [
         lambda: other.files.retrieve(file.id),
         lambda: other.files.content(file.id),
@@ -155,7 +156,6 @@ def test_another_owners_things_do_not_exist(server: Server, client: openai.OpenA
     for call in calls:
         with pytest.raises(openai.NotFoundError):
             call()
-    mine = other.files.create(file=("b.jsonl", LINE), purpose="fine-tune")
     assert [one.id for one in other.files.list()] == [mine.id]
     assert other.files.list(after=file.id).data == []  # nor is another's id a place in one's own list
     assert server.client(server.add_key(scope="read")).files.retrieve(file.id).id == file.id  # a key of the same owner
@@ -193,3 +193,18 @@ def test_files_lie_where_only_this_user_reads(server: Server, client: openai.Ope
     path.symlink_to(Path("/etc/passwd"))
     answer = server.http.get(f"/v1/files/{file.id}/content")
     assert answer.status_code == 404
+
+
+def test_postgresql_serves_alike(tmp_path: Path) -> None:
+    """A short walk on a real PostgreSQL, in every run of the suite; TUNEWRIGHT_TEST_DATABASE=postgresql brings all these tests there."""
+    with serving(tmp_path / "home", database=new_database()) as server:
+        assert server.store.url.get_backend_name() == "postgresql"
+        client = server.client()
+        made = [client.files.create(file=(f"{n}.jsonl", LINE), purpose="fine-tune").id for n in range(3)]
+        assert [file.id for file in client.files.list(limit=1)] == made[::-1]
+        upload = client.uploads.upload_file_chunked(file=LINE, filename="c.jsonl", bytes=len(LINE), mime_type="text/jsonl", purpose="fine-tune")
+        assert upload.file and client.files.content(upload.file.id).read() == LINE
+        job = client.fine_tuning.jobs.create(model="nano", training_file=made[0], metadata={"k": "v"})
+        assert [one.id for one in client.fine_tuning.jobs.list(metadata={"k": "v"})] == [job.id]
+        assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+        assert client.files.delete(made[0]).deleted and server.http.get("/metrics").status_code == 200

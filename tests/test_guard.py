@@ -18,6 +18,7 @@ import pytest
 import hostile
 from hostile import Request, form, good, wrong
 from serving import Server, server, serving
+from tunewright.serve import strict
 from tunewright.serve.guard import PUBLIC
 from tunewright.serve.keys import list_keys, revoke_key
 from tunewright.serve.quota import Buckets
@@ -250,6 +251,32 @@ def test_odd_forms_are_refused_and_leave_nothing(shared: Server, body: bytes, ki
     (answer,) = send(shared, Request("POST", "/v1/files", body, {"content-type": kind}))
     assert answer.status == 400, answer.body
     assert not list((shared.home.path / "tmp").iterdir()) and len(list((shared.home.path / "files").iterdir())) == before
+
+
+NOT_STRICT = [
+    b"{", b"\xff", b"\xef\xbb\xbf{}", "{}".encode("utf-16"), b"[" * 20000, b"[" * 65 + b"]" * 65, b'{"a":' * 65 + b"1" + b"}" * 65, b'{"a":1,"a":2}',
+    b'[{"a":{"b":1,"b":1}}]', b'["\\ud800"]', b'["\\udc00\\ud800"]', b'{"\\ud800":1}', b'["\\u0000"]', b'{"\\u0000":1}', b'["\x00"]', b"[9223372036854775808]",
+    b"[-9223372036854775809]", b"[" + b"9" * 5000 + b"]", b"[NaN]", b"[-Infinity]", b"[1e999]", b"[-1e999]", b"[01]", b"{}{}", b"{'a':1}",
+    b"[" + b"1," * 100_001 + b"1]", b"{" + b",".join(b'"k%d":1' % n for n in range(100_001)) + b"}", b'["' + b"x" * 1000, b'["\\',
+]  # fmt: skip
+STRICT = [
+    (b'["a\\u00e9\\ud83d\\ude00", "\\\\ud800", "\\\\u0000"]', ["aé😀", "\\ud800", "\\u0000"]), (b"[" * 64 + b"]" * 64, None), (b'{"a":' * 64 + b"1" + b"}" * 64, None),
+    (b"[9223372036854775807, -9223372036854775808, 1e308, -0.0]", [2**63 - 1, -(2**63), 1e308, -0.0]), (b'[{"a":1},{"a":2}]', [{"a": 1}, {"a": 2}]),
+    (b'"' + b"[{,}]" * 50_000 + b'"', "[{,}]" * 50_000), (b'["\\"[[[[\\\\", "]"]', ['"[[[[\\', "]"]), (b"null", None), (b" {} \n", {}), (b"[" + b"1," * 90_000 + b"1]", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", NOT_STRICT, ids=range(len(NOT_STRICT)))
+def test_what_strict_json_is_not(body: bytes) -> None:
+    with pytest.raises(strict.NotStrict) as caught:
+        strict.parse(body)
+    assert str(caught.value).isascii() and len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(("body", "value"), STRICT, ids=range(len(STRICT)))
+def test_what_strict_json_is(body: bytes, value: Any) -> None:
+    found = strict.parse(body)
+    assert found == json.loads(body) and (value is None or found == value)
 
 
 @pytest.mark.parametrize("body", hostile.BODIES, ids=range(len(hostile.BODIES)))
