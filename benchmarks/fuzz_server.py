@@ -143,15 +143,15 @@ def start(home: Path) -> tuple[subprocess.Popen[str], int]:
             time.sleep(0.1)
 
 
-def schema(port: int, examples: int) -> int:
-    """Schemathesis over the server's own description. Returns its exit code."""
+def schema(port: int, examples: int, folder: Path) -> int:
+    """Schemathesis over the server's own description; what it remembers goes into `folder`. Returns its exit code."""
     command = [
         str(Path(sys.executable).parent / "st"), "run", f"http://127.0.0.1:{port}/openapi.json", "--url", f"http://127.0.0.1:{port}",
         "-H", f"Authorization: Bearer {KEY}", "-n", str(examples), "--phases", "examples,fuzzing", "--max-response-time", "5",
         "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance", "--seed", "0", "-w", "2",
         "--continue-on-failure", "--no-color",
     ]  # fmt: skip
-    return subprocess.run(command, check=False).returncode
+    return subprocess.run(command, check=False, cwd=folder).returncode
 
 
 def main() -> None:
@@ -184,7 +184,7 @@ def main() -> None:
             grown = (psutil.Process(process.pid).memory_info().rss - before) / 1e6
             healthy = urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).status == 200
             left = [path.name for path in (home / "tmp").iterdir()]
-            outcome = schema(port, asked.schema) if asked.schema else 0
+            outcome = schema(port, asked.schema, Path(folder)) if asked.schema else 0
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)

@@ -88,7 +88,7 @@ async def _now(body: bytes) -> Any:
     return strict.parse(body)
 
 
-async def linger(body: Body, seconds: float = 2, most: int = 64 << 20) -> None:
+async def linger(body: Body, seconds: float = 1, most: int = 64 << 20) -> None:
     """Throw away what a client still sends after an error, for a while: closing at once could take the error away from it."""
     size = 0
     with contextlib.suppress(TimeoutError, ApiError):

@@ -211,7 +211,8 @@ class _Answer:
         await self.send({"type": "http.response.start", "status": error.status, "headers": start})
         await self.send({"type": "http.response.body", "body": text, "more_body": not body.complete})
         if not body.complete:
-            await linger(body)
+            if error.status != 408:
+                await linger(body)
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
