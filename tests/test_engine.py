@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic, sleep
@@ -18,7 +19,7 @@ from test_generate import make
 from tunewright.errors import Problem
 from tunewright.models.generate import answers
 from tunewright.models.load import load
-from tunewright.models.slots import NotServed
+from tunewright.models.slots import Memory, NotServed
 from tunewright.serve import runner
 from tunewright.serve.ask import Ask, Piece, Resolved
 from tunewright.serve.engine import Engine, Limits, Opened
@@ -117,6 +118,33 @@ def test_answers_over_many_adapters_at_once_are_those_of_each_alone(tmp_path: Pa
         assert [found[i].text for i in mine] == [answer.text for answer in want], name
         assert [found[i].finish for i in mine] == ["stop" if answer.finished else "length" for answer in want]
     assert len({piece.text for piece in found}) > 20
+
+
+def test_little_memory_is_shared_in_turns_and_changes_no_answer(tmp_path: Path, engine: Engine) -> None:
+    base = save_all(tmp_path, "llama", [])["base"]
+    tight = Engine(Limits(memory=600 * 256))  # 600 tokens of this model, whose context is 256
+    asked = [(i, greedy(ids[:9], 150, logit_bias={2: -100.0})) for i, ids in enumerate(prompts(10))]
+    want = together(engine, [(engine.open(base), ask) for _, ask in asked])
+    opened = tight.open(base)
+    queues: list[SimpleQueue[Piece]] = [SimpleQueue() for _ in asked]
+    sizes, most = [], opened.runner._tokens_at_most
+    assert most == 600
+    original = opened.runner._pass
+
+    def watched() -> None:
+        original()
+        memory = opened.runner._memory
+        assert isinstance(memory, Memory)
+        sizes.append((memory.slots * memory.length, len(opened.runner._active)))
+
+    opened.runner._pass = watched  # type: ignore[method-assign]
+    for (_, ask), queue in zip(asked, queues, strict=True):
+        tight.submit(opened, ask, queue.put)
+    assert [queue.get(timeout=60).text for queue in queues] == [piece.text for piece in want]
+    tight.close()
+    assert max(size for size, _ in sizes) <= most * 1.3  # lengths are rounded up
+    joined = [active for _, active in sizes]
+    assert max(joined) == 4 and any(b < a for a, b in pairwise(joined))
 
 
 def test_a_near_tie_is_decided_as_if_alone(tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,19 +46,23 @@ class Memory:
     length: int = 0
     layers: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
-    def reserve(self, slots: int, length: int) -> None:
-        """Make room. What is there stays."""
+    def reserve(self, slots: int, length: int, most: int | None = None) -> None:
+        """Make room for the first `slots` slots, `length` tokens each, and keep what is in them. Where more than `most` tokens would be
+        held, room that others once needed is given up."""
         if slots <= self.slots and length <= self.length:
             return
-        self.slots = max(self.slots, slots)
+        exact = -(-length // _GRAIN) * _GRAIN
+        wide, long = max(self.slots, slots), self.length
         if length > self.length:  # by half at least, or growing would copy as much as it makes
-            self.length = -(-max(length, self.length * 3 // 2) // _GRAIN) * _GRAIN
+            long = max(exact, -(-self.length * 3 // 2 // _GRAIN) * _GRAIN)
+        self.slots, self.length = (slots, exact) if most is not None and wide * long > most else (wide, long)
         for layer, both in self.layers.items():
-            self.layers[layer] = (self._grown(both[0]), self._grown(both[1]))
+            self.layers[layer] = (self._resized(both[0]), self._resized(both[1]))
 
-    def _grown(self, old: torch.Tensor) -> torch.Tensor:
+    def _resized(self, old: torch.Tensor) -> torch.Tensor:
         new = old.new_zeros((self.slots, old.shape[1], self.length, old.shape[3]))
-        new[: old.shape[0], :, : old.shape[2]] = old
+        slots, length = min(self.slots, old.shape[0]), min(self.length, old.shape[2])
+        new[:slots, :, :length] = old[:slots, :, :length]
         return new
 
     def move(self, source: int, to: int, length: int) -> None:

@@ -31,6 +31,8 @@ from tunewright.serve.grammar import Constraint, Tokens
 Put = Callable[[Piece], None]
 # Two logits nearer than this part of the largest could change places in another batch; fp32 sums differ by about 1e-6 of it.
 _NEAR = 3e-5
+# A request joins only where memory is left for everyone to write so many tokens more.
+_AHEAD = 128
 
 _log = logging.getLogger(__name__)
 
@@ -53,11 +55,6 @@ class Request:
     counts: dict[int, int] = field(default_factory=dict)
     chances: list[Chance] = field(default_factory=list)
     cancelled: bool = False
-
-    @property
-    def need(self) -> int:
-        """Tokens it may come to fill."""
-        return self.first + self.ask.max_tokens
 
     @property
     def said(self) -> int:
@@ -174,7 +171,7 @@ class Runner:
             request.cancelled = True
 
     def _admit(self) -> None:
-        """Let requests leave and join. Memory is a rectangle: as many slots as requests, as long as the one that may come to need most."""
+        """Let requests leave and join. Memory is a rectangle: as many slots as requests, each as long as the longest."""
         now = monotonic()
         for i in reversed(range(len(self._active))):
             late = now > self._active[i].until
@@ -183,14 +180,27 @@ class Runner:
                 self._tell(self._active[i], Piece("", self._active[i].said, problem=problem))
             if late or self._active[i].cancelled:
                 self._leave(i)
+        self._make_room()
         with self._there:
             while self._waiting and len(self._active) < self._slots:
-                longest = max(request.need for request in [*self._active, self._waiting[0]])
+                longest = max(len(request.ids) for request in [*self._active, self._waiting[0]]) + _AHEAD
                 if self._active and (len(self._active) + 1) * longest > self._tokens_at_most:
                     break
                 request = self._waiting.popleft()
                 if not request.cancelled:
                     self._active.append(request)
+        if self._active and isinstance(self._memory, Memory):
+            self._memory.reserve(len(self._active), max(len(request.ids) for request in self._active), self._tokens_at_most)
+
+    def _make_room(self) -> None:
+        """Send the newest requests back to wait where answers have grown over the memory. They are computed again from their tokens."""
+        while len(self._active) > 1 and len(self._active) * max(len(request.ids) for request in self._active) > self._tokens_at_most:
+            newest = max(range(len(self._active)), key=lambda i: self._active[i].until)
+            request = self._active[newest]
+            self._leave(newest)
+            request.done = 0
+            with self._there:
+                self._waiting.appendleft(request)
 
     def _leave(self, slot: int) -> None:
         """Free a slot; the last one's request moves there, so that slots in use lie side by side."""
