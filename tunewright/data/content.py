@@ -50,15 +50,27 @@ def look(example: Example, notes: Notes) -> None:
     """Note each kind of thing that the texts of a row hold and that is perhaps not to be learnt."""
     text, line = "\n".join(texts(example)), example.line
     for hit in find(text):
-        notes.add(line, f"holds_{hit.kind}", f"A text holds {KINDS[hit.kind]}", "Mask it, unless it is public and meant to be learnt")
+        notes.add(
+            line,
+            f"holds_{hit.kind}",
+            f"A text holds {KINDS[hit.kind]}",
+            "Mask it (tunewright clean --step mask), unless it is public and meant to be learnt",
+        )
     if not text.isascii() and _MOJIBAKE.search(text):
-        notes.add(line, "mojibake", "A text holds characters that were read in a wrong encoding", "Export it again as UTF-8, or repair it with ftfy")
+        notes.add(
+            line,
+            "mojibake",
+            "A text holds characters that were read in a wrong encoding",
+            "Export it again as UTF-8, or repair it: tunewright clean --step encoding",
+        )
     if text.encode("utf-8", "surrogatepass").translate(None, _PLAIN):
         for kind, odd in _ODD.items():
             if odd.search(text):
                 notes.add(line, "odd_character", f"A text holds {kind}", "Remove them, unless they are meant: `clean` normalises Unicode")
     if ("<" in text or "&" in text) and _HTML.search(text):
-        notes.add(line, "html_left", "A text holds HTML mark-up or entities", "Strip it, unless the model is to write it")
+        notes.add(
+            line, "html_left", "A text holds HTML mark-up or entities", "Strip it (tunewright clean --step html), unless the model is to write it"
+        )
 
 
 def near_duplicates(held: Near, pairs: Pairs) -> Iterator[Fault]:
@@ -69,7 +81,13 @@ def near_duplicates(held: Near, pairs: Pairs) -> Iterator[Fault]:
         message = (
             f"{count:,} row{'s nearly repeat' if count > 1 else ' nearly repeats'} an earlier one: line {held.lines[i]} is like line {held.lines[j]}"
         )
-        yield Fault(held.lines[i], "near_duplicate", message, "Keep one of them, unless they are meant to weigh more", warning=True)
+        yield Fault(
+            held.lines[i],
+            "near_duplicate",
+            message,
+            "Keep one of them (tunewright clean --step near_duplicates), unless they are meant to weigh more",
+            warning=True,
+        )
 
 
 def near_validation(held: Near, there: Near) -> Iterator[Fault]:
@@ -84,4 +102,4 @@ def near_validation(held: Near, there: Near) -> Iterator[Fault]:
             message = (
                 f"{count:,} training row{'s' if count > 1 else ''} {how} the validation file: line {held.lines[i]} and its line {there.lines[j]}"
             )
-            yield Fault(held.lines[i], code, message, "Keep such rows on one side", warning=True)
+            yield Fault(held.lines[i], code, message, "Keep such rows on one side, as tunewright split does", warning=True)

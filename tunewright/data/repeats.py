@@ -131,11 +131,19 @@ def repeats(found: Repeated) -> Iterator[Fault]:
     if found.count:
         (line, first), count = found.first, found.count
         message = f"{_rows(count)} repeat{'s' if count == 1 else ''} an earlier one: line {line} is line {first}"
-        yield Fault(line, "duplicate_row", message, "Delete the copies, unless they are meant to weigh more", warning=True)
+        yield Fault(
+            line,
+            "duplicate_row",
+            message,
+            "Delete the copies (tunewright clean --step duplicates), unless they are meant to weigh more",
+            warning=True,
+        )
     if found.conflicts:
         (line, first), count = found.conflict, found.conflicts
         message = f"{count:,} input{'s have' if count > 1 else ' has'} more than one answer: see lines {first} and {line}"
-        yield Fault(line, "conflicting_answers", message, "Keep the right answer, unless several are right", warning=True)
+        yield Fault(
+            line, "conflicting_answers", message, "Keep the right answer (tunewright clean --step conflicts), unless several are right", warning=True
+        )
 
 
 def shared(training: Keys, validation: Keys) -> Iterator[Fault]:
@@ -156,7 +164,7 @@ def shared(training: Keys, validation: Keys) -> Iterator[Fault]:
     if count:
         line, there = first
         message = f"The input of {_rows(count)} ({same:,} with the same answer) stands in the validation file too: line {line} is its line {there}"
-        yield Fault(line, "in_validation_too", message, "Take them out of one of the files", warning=True)
+        yield Fault(line, "in_validation_too", message, "Take them out of one of the files; tunewright split keeps like rows together", warning=True)
 
 
 def _rows(count: int) -> str:
