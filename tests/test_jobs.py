@@ -276,7 +276,7 @@ class Yard:
         self.launcher.wake()
         return job_id
 
-    def wait(self, job_id: str, *states: str, seconds: float = 120) -> Job:
+    def wait(self, job_id: str, *states: str, seconds: float = 300) -> Job:
         """The job, once it is in one of these states."""
         end = time.monotonic() + seconds
         while (job := get(self.store, job_id)).status not in states:
@@ -332,6 +332,14 @@ def undisturbed(yard: Yard) -> str:
     return job_id
 
 
+@pytest.fixture(scope="module")
+def long_undisturbed(yard: Yard) -> str:
+    """One that takes long enough for something to happen to its like."""
+    job_id = yard.add(30)
+    yard.wait(job_id, *FINAL)
+    return job_id
+
+
 def test_a_job_goes_from_its_files_to_a_model(yard: Yard, undisturbed: str) -> None:
     job = get(yard.store, undisturbed)
     assert (job.status, job.error, job.step) == ("succeeded", None, 48), job.error
@@ -371,8 +379,8 @@ def test_bad_files_fail_the_job_with_every_problem(yard: Yard) -> None:
     assert str(folder) not in json.dumps(job.error)
 
 
-def test_a_paused_job_frees_its_worker_and_goes_on_to_the_same_weights(yard: Yard, undisturbed: str) -> None:
-    job_id = yard.add(12)
+def test_a_paused_job_frees_its_worker_and_goes_on_to_the_same_weights(yard: Yard, long_undisturbed: str) -> None:
+    job_id = yard.add(30)
     while get(yard.store, job_id).step < 5:
         time.sleep(0.01)
     process = yard.worker(job_id)
@@ -387,7 +395,7 @@ def test_a_paused_job_frees_its_worker_and_goes_on_to_the_same_weights(yard: Yar
         assert row is not None
         move(yard.store, session, row, "queued", "The job was resumed")
     assert yard.wait(job_id, *FINAL).status == "succeeded"
-    assert yard.weights(job_id) == yard.weights(undisturbed)
+    assert yard.weights(job_id) == yard.weights(long_undisturbed)
 
 
 def alive_soon(pid: int) -> bool:
@@ -415,10 +423,12 @@ def test_a_cancelled_job_loses_its_worker(yard: Yard) -> None:
 def test_twenty_kills_lose_nothing_double_nothing_and_change_no_bit(yard: Yard, undisturbed: str) -> None:
     """Workers are killed at random moments, inside saves too, and the launcher is begun anew."""
     draw = random.Random(0)
-    ids = [yard.add(12, checkpoints={"every_steps": 1}) for _ in range(4)]
+    ids: list[str] = []
     kills = 0
-    while kills < 20 and any(get(yard.store, job_id).status not in FINAL for job_id in ids):
-        time.sleep(draw.uniform(0.1, 0.8))
+    while kills < 20:
+        if sum(get(yard.store, job_id).status not in FINAL for job_id in ids) < 3:
+            ids.append(yard.add(12, checkpoints={"every_steps": 1}))
+        time.sleep(draw.uniform(0.05, 0.5))
         if kills % 7 == 6:
             yard.restart()
             kills += 1
@@ -439,7 +449,6 @@ def test_twenty_kills_lose_nothing_double_nothing_and_change_no_bit(yard: Yard, 
         with yard.store.read() as session:
             assert session.scalar(select(func.count()).select_from(Checkpoint).where(Checkpoint.job_id == job_id)) == 3
             assert session.scalar(select(func.count()).select_from(File).where(File.id.in_(job.result_files))) == 1
-    assert kills >= 10
 
 
 def test_a_job_whose_workers_keep_dying_fails_after_three(yard: Yard) -> None:
@@ -456,9 +465,9 @@ def test_a_job_whose_workers_keep_dying_fails_after_three(yard: Yard) -> None:
     assert len(killed) == 3
 
 
-def test_a_hung_worker_is_found_by_its_progress_and_may_not_speak_later(yard: Yard, undisturbed: str) -> None:
+def test_a_hung_worker_is_found_by_its_progress_and_may_not_speak_later(yard: Yard, long_undisturbed: str) -> None:
     """SIGSTOP: the process is alive and does nothing. Killed, its place is taken by one that ends with the same bits."""
-    job_id = yard.add(12)
+    job_id = yard.add(30)
     while get(yard.store, job_id).step < 3:
         time.sleep(0.01)
     process = yard.worker(job_id)
@@ -472,7 +481,7 @@ def test_a_hung_worker_is_found_by_its_progress_and_may_not_speak_later(yard: Ya
         yard.launcher.stall_seconds = 900.0
     assert yard.wait(job_id, *FINAL).status == "succeeded"
     assert not alive_soon(process)
-    assert yard.weights(job_id) == yard.weights(undisturbed)
+    assert yard.weights(job_id) == yard.weights(long_undisturbed)
 
 
 def test_a_worker_knows_no_secret_and_listens_nowhere(yard: Yard) -> None:
@@ -491,3 +500,16 @@ def test_a_worker_knows_no_secret_and_listens_nowhere(yard: Yard) -> None:
         move(yard.store, session, row, "cancelled")
     yard.launcher.wake()
     assert not alive_soon(process)
+
+
+def test_a_worker_waits_until_the_one_before_has_let_go(yard: Yard, undisturbed: str) -> None:
+    """The kernel may still hold a killed process's lock when the process counts as dead."""
+    from tunewright.train.folder import hold
+
+    job_id = yard.add(12)
+    with hold(yard.home.job(job_id) / "run"):
+        while yard.worker(job_id) is None or get(yard.store, job_id).status != "running":
+            time.sleep(0.02)
+        time.sleep(0.5)
+    assert yard.wait(job_id, *FINAL).status == "succeeded"
+    assert yard.weights(job_id) == yard.weights(undisturbed)

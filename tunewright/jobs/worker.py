@@ -24,10 +24,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunewright.errors import BadData, Problem
+from tunewright.errors import BadData, Problem, RunFailed
 from tunewright.jobs.home import read_json
 
 LOG_BYTES = 1_000_000
+_PATIENCE = 300  # tenths of a second
 
 
 def main() -> None:
@@ -94,6 +95,7 @@ def work(folder: Path, attempt: str) -> dict[str, Any]:
 
     job = json.loads((folder / "job.json").read_text())
     config = TrainConfig.parse({**job["config"], "out": str(folder / "run")})
+    _wait_for_room(config.out)
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     events = train(config)
@@ -105,6 +107,18 @@ def work(folder: Path, attempt: str) -> dict[str, Any]:
             events.close()
             return {"status": "stopped"}
     return {"status": "succeeded"}
+
+
+def _wait_for_room(run: Path) -> None:
+    """Until the worker before this one has let go of the run folder: a process that was killed counts as dead before its last thread is."""
+    from tunewright.train.folder import hold
+
+    for _ in range(_PATIENCE):
+        try:
+            with hold(run):
+                return
+        except RunFailed:
+            time.sleep(0.1)
 
 
 def check(folder: Path, attempt: str) -> dict[str, Any]:
