@@ -81,7 +81,8 @@ class Renderer:
         if self._process is None or self._process.poll() is not None:
             self._stop()
             command = [sys.executable, "-m", "tunewright.data.rendering"]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            known = {name: value for name, value in os.environ.items() if not name.startswith("TUNEWRIGHT")}  # no keys
+            self._process = subprocess.Popen(command, env=known, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             self._end = weakref.finalize(self, _kill, self._process)
             assert self._process.stdin and self._process.stdout
             try:
@@ -137,6 +138,9 @@ def _serve() -> None:
     sys.stdout.write("{}\n")
     sys.stdout.flush()
     for line in sys.stdin:
+        # Should whoever asks die meanwhile, nobody else would end a template that goes on for ever.
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + 5 * SECONDS) + 1, resource.RLIM_INFINITY))
         sys.stdout.write(_answer(json.loads(line), render_jinja_template) + "\n")
         sys.stdout.flush()
 
