@@ -198,6 +198,20 @@ def plan(
 
 
 @app.command()
+def advise(
+    data: Annotated[Path, typer.Option(help="Training file.")],
+    validation: Annotated[Path | None, typer.Option(help="Validation file.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A base to choose from: a name, a folder, a Hub id. May be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the recipe to this file, for `train` and `plan`. Must not exist.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Advise on base, tuning, batch, epochs and learning rate for a file and this machine, each with its reason and source."""
+    from tunewright.cli.advise import advise
+
+    advise(data, validation, model or [], out, as_json)
+
+
+@app.command()
 def label(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows of text, prompt or messages, of which some or none have a label.")],
     model: Annotated[str | None, typer.Option(help="Suggest labels: a run folder, a model folder, or a Hub id.")] = None,
