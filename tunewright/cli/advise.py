@@ -43,7 +43,7 @@ def advise(data: Path, validation: Path | None, models: list[str], out: Path | N
     if out:
         console.print(f"\nWritten to {out}. What it takes:  tunewright plan {out}   Train:  tunewright train {out}", markup=False)
     else:
-        console.print(f"\n{text}", markup=False)
+        print(f"\n{printable(text)}")  # whole lines: it is there to be copied
 
 
 def _short(settings: dict[str, object]) -> str:
