@@ -18,18 +18,21 @@ from tunewright.train.plan import Precision
 MOST = {"cpu": 8192, "cuda": 65_536}
 # A group that is measured: large enough to tell a token's share from what any step takes.
 PROBE = 512
-# Of the free memory. The rest is for what other programs take meanwhile, and for memory that lies in pieces.
-SHARE = 0.6
+# Of the free memory. The rest is for what other programs take meanwhile, and for memory that lies in pieces: on Linux a process was seen to take up
+# to 2.6 times what torch asks the C library for.
+SHARE = {"cpu": 0.3, "cuda": 0.8}
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Tokens to compute at once, and why: bytes that a token takes, bytes that a step takes whatever its size, bytes that are free."""
+    """Tokens to compute at once, and why: bytes that a token takes, bytes that a step takes whatever its size, bytes that are free, and how many
+    of those can be counted on."""
 
     tokens: int
     each: int
     fixed: int
     free: int
+    safe: int
 
     def needs(self, tokens: int) -> int:
         """Bytes that a micro-batch of so many tokens takes at its highest."""
@@ -38,14 +41,15 @@ class Fit:
 
 def fit(sizes: list[tuple[int, int]], free: int, device: str) -> Fit:
     """What follows from measured (tokens, bytes at the highest), one or two of them: a straight line through them, and the tokens
-    whose memory is `SHARE` of what is free, between 16 and the device's `MOST`, as a power of two: so what is free just now rarely
+    whose memory is the device's `SHARE` of what is free, between 16 and the device's `MOST`, as a power of two: so what is free just now rarely
     decides how sums are rounded."""
     (few, low), (many, high) = min(sizes), max(sizes)
     # Too close together, a line would be drawn through noise; all that is taken then counts as the tokens' own, which errs to the safe side.
     each = (high - low) // (many - few) if many >= 1.5 * few and high > low else -(-high // many)
     fixed = max(0, high - many * each)
-    room = max(16, (int(SHARE * free) - fixed) // max(1, each))
-    return Fit(min(MOST[device], 2 ** (room.bit_length() - 1)), each, fixed, free)
+    safe = int(SHARE[device] * free)
+    room = max(16, (safe - fixed) // max(1, each))
+    return Fit(min(MOST[device], 2 ** (room.bit_length() - 1)), each, fixed, free, safe)
 
 
 def measure(

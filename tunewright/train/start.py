@@ -260,8 +260,9 @@ def _at_once(
         0, f"A token takes {fit.each / 1e3:,.0f} kB in a step and {fit.free / 1e9:,.1f} GB are free: up to {fit.tokens:,} are computed at once", data
     )
     longest = max(sum(len(row.ids) for row in item.rows) for item in items)
-    if fit.needs(longest) > fit.free:
-        text = f"The longest row has {longest:,} tokens, which take about {fit.needs(longest) / 1e9:,.1f} GB, more than is free: set recompute=true, or lower max_tokens"
+    if fit.needs(longest) > fit.safe:
+        need, safe = (f"{each / 1e9:,.1f} GB" for each in (fit.needs(longest), fit.safe))
+        text = f"The longest row has {longest:,} tokens, which take about {need}; {safe} can be counted on: set recompute=true, or lower max_tokens"
         yield Event(0, text, {"tokens": longest, "bytes": fit.needs(longest)}, "warn")
     return fit.tokens
 
