@@ -22,6 +22,7 @@ from tunewright.train.start import Run
 
 STEPS = 3  # measured before the estimate is said; the first of them warms up
 SECONDS = 10.0  # after which fewer do
+_PIECES = 1.15  # memory in pieces: by how much what the heap holds for activations still grows after the first steps, on a CPU
 _FORWARD = 0.4  # share of a training step that its forward pass takes, where no validation batch is measured
 _SAVE, _SAVED_BYTES = 0.05, 3e8  # seconds of a checkpoint beside its bytes, and bytes a second
 
@@ -60,7 +61,8 @@ class Forecast:
         pace = Pace(0.0, token, self._forward(token), _SAVE + checkpoint_bytes(run) / _SAVED_BYTES)
         seen, fixed = max(sizes(run, items)), weight_bytes(run) + state_bytes(run)
         activations = max(0, peaks.highest(device_of(run)) - self.held - fixed)
-        peak = max(self.peak_before, self.held + fixed + round(activations * max(1.0, work.largest / seen)))
+        pieces = _PIECES if device_of(run).type == "cpu" else 1.0
+        peak = max(self.peak_before, self.held + fixed + round(activations * pieces * max(1.0, work.largest / seen)))
         size, cache = checkpoint_bytes(run), run.kept.states.nbytes if run.kept else 0
         self.prediction = estimate(run, work, pace, self.start, self.begun, peak, limit_of(run), size, cache, len(counted))
         self._keep({})
