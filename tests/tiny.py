@@ -6,14 +6,26 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MarianConfig,
+    MarianMTModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 SAMPLE = Path(__file__).parents[1] / "tunewright" / "data" / "sample"
@@ -92,6 +104,32 @@ def qwen2(seed: int = 0) -> PreTrainedModel:
         num_key_value_heads=2, max_position_embeddings=256, eos_token_id=2, pad_token_id=0, bos_token_id=0,
     )  # fmt: skip
     return Qwen2ForCausalLM(config).eval()
+
+
+def encoder(kind: str = "bert", seed: int = 0) -> PreTrainedModel:
+    """Two layers without a head: a BERT (pooler, two segments), a RoBERTa (positions from the padding token) or a DistilBERT."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 4}
+    if kind == "bert":
+        return BertModel(BertConfig(**sizes, max_position_embeddings=256, pad_token_id=0)).eval()
+    if kind == "roberta":
+        return RobertaModel(RobertaConfig(**sizes, max_position_embeddings=258, pad_token_id=0, type_vocab_size=1), add_pooling_layer=False).eval()
+    return DistilBertModel(
+        DistilBertConfig(vocab_size=512, dim=32, n_layers=2, hidden_dim=64, n_heads=4, max_position_embeddings=256, pad_token_id=0)
+    ).eval()
+
+
+def encoder_decoder(kind: str = "t5", seed: int = 0) -> PreTrainedModel:
+    """Two layers on each side: a T5 (relative positions, no biases), a BART (learned positions) or a Marian (sinusoids, a bias on the logits)."""
+    torch.manual_seed(seed)
+    if kind == "t5":
+        return T5ForConditionalGeneration(
+            T5Config(vocab_size=512, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=2, decoder_start_token_id=0)
+        ).eval()
+    shape, made = (BartConfig, BartForConditionalGeneration) if kind == "bart" else (MarianConfig, MarianMTModel)
+    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 64))}
+    ids = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2 if kind == "bart" else 0, "forced_eos_token_id": None}
+    return made(shape(vocab_size=512, d_model=32, max_position_embeddings=256, **sizes, **ids)).eval()
 
 
 SHAPES = {"llama": llama, "gpt2": gpt2, "qwen2": qwen2}

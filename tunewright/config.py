@@ -85,12 +85,18 @@ class Prompt(_Strict):
 Tuning = Annotated[Full | TopLayers | Lora | Prompt, Field(discriminator="kind")]
 
 
+ClassWeights = Annotated[dict[str, Annotated[float, Field(gt=0, le=10_000)]], Field(max_length=10_000)]
+
+
 class Supervised(_Strict):
-    """Learn to write the assistant's turns, or the completion."""
+    """Learn to write the assistant's turns, or the completion; in classification, to name the label."""
 
     kind: Literal["supervised"] = "supervised"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of each target that is spread over the whole vocabulary. Above 0 the training loss is no longer comparable with validation's."""
+    class_weights: Literal["none", "balanced"] | ClassWeights = "none"
+    """Classification: how much a row of a label weighs. "balanced": in inverse proportion to how many there are, 1 on average; or a weight for
+    each label that is not to have 1."""
 
 
 class Dpo(_Strict):
@@ -100,6 +106,8 @@ class Dpo(_Strict):
     beta: Literal["auto"] | Annotated[float, Field(gt=0, le=100)] = "auto"
     """How closely the model is held to what it was. "auto": 0.1."""
 
+
+Task = Literal["chat", "classification", "text_to_text"]
 
 Method = Annotated[Supervised | Dpo, Field(discriminator="kind")]
 
@@ -196,7 +204,10 @@ class TrainConfig(_Strict):
     validation: Path | None = None
     """Validation file of the same kind."""
     model: str = Field("nano", min_length=1, max_length=1024)
-    """The base: `nano`, a folder, or a Hugging Face Hub id."""
+    """The base: `nano`, `minilm`, a folder, or a Hugging Face Hub id."""
+    task: Literal["auto"] | Task = "auto"
+    """What the model is to do: answer (chats and completions), name a text's label, or turn one text into another with an encoder-decoder.
+    "auto": what the model is for; an encoder classifies where the data is text + label."""
     out: Path = Path("runs/latest")
     """The run folder."""
     tuning: Tuning = Lora()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from tunewright.cli.display import printable
 from tunewright.data.example import Chat, Message
+
+if TYPE_CHECKING:
+    from tunewright.models.load import Loaded
 
 
 def chat(name: str, message: str | None, system: str | None, max_tokens: int, temperature: float, top_p: float, seed: int | None) -> None:
@@ -24,6 +28,10 @@ def chat(name: str, message: str | None, system: str | None, max_tokens: int, te
     else:
         loaded = load(name)
     system = system if system is not None else _system_of(name)
+    if loaded.task == "classification":
+        return _classify(loaded, console, name, message, system)
+    if loaded.task == "text_to_text":
+        return _translate(loaded, console, name, message, system, max_tokens)
     turns = [Message("system", system)] if system else []
     if message is None:
         console.print(f"{name}{f', told: {printable(system)}' if system else ''}. An empty line leaves.", style="dim", highlight=False, markup=False)
@@ -37,6 +45,35 @@ def chat(name: str, message: str | None, system: str | None, max_tokens: int, te
         if message is not None:
             return
         turns.append(Message("assistant", answer))
+
+
+def _classify(loaded: Loaded, console: Console, name: str, message: str | None, system: str | None) -> None:
+    """The likeliest labels of each text, with their probabilities, from the likeliest down."""
+    from tunewright.models.classify import classify
+
+    if message is None:
+        console.print(f"{name} tells {len(loaded.labels):,} labels apart. An empty line leaves.", style="dim", highlight=False, markup=False)
+    while text := message if message is not None else _ask(console):
+        [chances] = classify(loaded, [f"{system}\n\n{text}" if system else text])
+        for label, chance in list(chances.items())[:3]:
+            print(f"{chance * 100:5.1f} %  {printable(label)}", flush=True)
+        if message is not None:
+            return
+
+
+def _translate(loaded: Loaded, console: Console, name: str, message: str | None, system: str | None, max_tokens: int) -> None:
+    """What an encoder-decoder makes of each text, one by one."""
+    from tunewright.data.sources import encode
+    from tunewright.models.translate import translate
+
+    if message is None:
+        console.print(f"{name} turns one text into another. An empty line leaves.", style="dim", highlight=False, markup=False)
+    while text := message if message is not None else _ask(console):
+        source = encode(f"{system}\n\n{text}" if system else text, loaded.tokenizer)
+        [(answer, _)] = translate(loaded.model, loaded.tokenizer, [source], min(max_tokens, loaded.context - 1))
+        print(printable(answer), flush=True)
+        if message is not None:
+            return
 
 
 def _ask(console: Console) -> str:

@@ -249,12 +249,13 @@ def evaluate(
     before: Annotated[str | None, typer.Option(help="The model to compare with. Default: the base of an adapter. `none`: no comparison.")] = None,
     generate: Annotated[bool, typer.Option(help="Also write answers and compare them with the expected ones.")] = True,
     answers: Annotated[Path | None, typer.Option(help="Write every row's answers to this JSONL file.")] = None,
+    beams: Annotated[int, typer.Option(min=1, max=64, help="For an encoder-decoder: search with so many beams; 1 is greedy.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Measure a model, and the difference from its base, on the same rows with greedy answers."""
     from tunewright.cli.evaluate import evaluate
 
-    evaluate(data, model, before, generate, answers, as_json)
+    evaluate(data, model, before, generate, answers, as_json, beams)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 
-SHARES = ("exact_match", "accuracy", "macro_f1", "token_accuracy", "json_valid")
+SHARES = ("exact_match", "accuracy", "macro_f1", "f1", "token_accuracy", "json_valid")
 KEPT = "\n\t\u200c\u200d"  # the last two join letters and emoji
 
 

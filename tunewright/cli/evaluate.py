@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from tunewright.cli.display import number
+from tunewright.cli.display import number, printable
 from tunewright.errors import BadConfig
+
+MOST_SHOWN = 12  # labels, and mistakes
 
 if TYPE_CHECKING:
     from tunewright.data.example import Example
@@ -19,26 +22,28 @@ if TYPE_CHECKING:
     from tunewright.evaluate.verdict import Difference, Estimate
 
 
-def evaluate(data: Path, model: str, before: str | None, generate: bool, answers: Path | None, as_json: bool) -> None:
+def evaluate(data: Path, model: str, before: str | None, generate: bool, answers: Path | None, as_json: bool, beams: int = 1) -> None:
     """Measure, compare, print. Raises BadData, BadModel, BadConfig."""
     from tunewright.data import formats
     from tunewright.evaluate.verdict import difference
 
     console = Console(stderr=as_json)
     examples = formats.load(data, minimum=1)
-    earlier = base_of(model) if before is None else None if before == "none" else before
+    earlier = comparable(model) if before is None else None if before == "none" else before
     with console.status(f"measuring {model} on {len(examples):,} rows"):
-        after = measured(model, examples, generate)
+        after = measured(model, examples, generate, beams)
     first = None
     if earlier:
         with console.status(f"measuring {earlier} on the same rows"):
-            first = measured(earlier, examples, generate)
+            first = measured(earlier, examples, generate, beams)
     if answers:
         write_answers(answers, first, after)
     if as_json:
         print(json.dumps(_record(data, model, earlier, first, after), allow_nan=False))
         return
     console.print(compared(difference(first, after)) if first else alone(after.summary()))
+    if after.task == "classification":
+        print_labels(console, after)
     for line in notes(len(examples), after):
         console.print(line, style="yellow", highlight=False, markup=False)
 
@@ -59,12 +64,25 @@ def base_of(model: str) -> str | None:
     return None
 
 
-def measured(model: str, examples: list[Example], generate: bool) -> Measurement:
-    """Load a model and measure it on rows."""
+def comparable(model: str) -> str | None:
+    """The base of a model where that does the same; one that a classifier's head was put on does not."""
+    from tunewright.models.load import find, purpose
+
+    base = base_of(model)
+    return base if base is None or purpose(str(find(model))) != "classification" or purpose(base) == "classification" else None
+
+
+def measured(model: str, examples: list[Example], generate: bool, beams: int = 1) -> Measurement:
+    """Load a model and measure it on rows. `beams`: of an encoder-decoder's search."""
+    from tunewright.evaluate import classes, texts
     from tunewright.evaluate.metrics import measure
     from tunewright.models.load import load
 
     loaded = load(model)
+    if loaded.task == "classification":
+        return classes.measure(loaded, examples, min(loaded.context, 4096))
+    if loaded.task == "text_to_text":
+        return texts.measure(loaded, examples, min(loaded.context, 4096), generate=generate, beams=beams)
     return measure(loaded.model, loaded.tokenizer, examples, min(loaded.context, 4096), generate=generate)
 
 
@@ -90,6 +108,28 @@ def alone(summary: dict[str, Estimate]) -> Table:
     for name, row in summary.items():
         table.add_row(name.replace("_", " "), number(name, row.value), f"{number(name, row.low)} to {number(name, row.high)}", f"{row.n:,}")
     return table
+
+
+def print_labels(console: Console, after: Measurement) -> None:
+    """The labels that fare worst, and what is most often mistaken for what. --json has all of them."""
+    from tunewright.evaluate.classes import always, by_label, confusion
+
+    def cell(row: Estimate | None) -> str:
+        return f"{number('f1', row.value)} \\[{row.low * 100:.0f}, {row.high * 100:.0f}]" if row else "never answered"
+
+    labels, mistaken = by_label(after), confusion(after)
+    table = Table("label", "rows", "precision", "recall", "F1 [95 % interval]", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for row in labels[:MOST_SHOWN]:
+        table.add_row(escape(printable(row.label)), f"{row.recall.n:,}", cell(row.precision), cell(row.recall), cell(row.f1))
+    if len(labels) > MOST_SHOWN:
+        table.caption = f"the {MOST_SHOWN} labels of lowest F1 of {len(labels):,}; --json has all"
+    console.print(table)
+    for one in mistaken[:MOST_SHOWN]:
+        console.print(
+            f"{one.label} taken for {one.answer}: {one.count:,} rows, {cell(one.share).replace(chr(92), '')}", highlight=False, markup=False
+        )
+    label, share = always(after)
+    console.print(f"Always saying {printable(label)!r} would be right in {number('f1', share)} of these rows", highlight=False, markup=False)
 
 
 def notes(n_rows: int, after: Measurement) -> list[str]:
@@ -123,6 +163,10 @@ def _record(data: Path, model: str, earlier: str | None, first: Measurement | No
 
     record: dict[str, object] = {"data": str(data), "model": model, "rows": len(after.lines), "dropped": after.dropped, "cut": after.cut}
     record["metrics"] = {name: asdict(value) for name, value in after.summary().items()}
+    if after.task == "classification":
+        from tunewright.evaluate.classes import by_label, confusion
+
+        record |= {"labels": [asdict(row) for row in by_label(after)], "confusion": [asdict(row) for row in confusion(after)]}
     if first:
         record |= {"before": earlier, "difference": {name: asdict(value) for name, value in difference(first, after).items()}}
     return record

@@ -34,7 +34,7 @@ def texts(example: Example) -> list[str]:
         case Completion():
             return [example.prompt, example.completion]
         case Labelled():
-            return [example.text]
+            return [example.text] if example.pair is None else [example.text, example.pair]
         case Pair():
             return list(dict.fromkeys([*texts(example.chosen), *texts(example.rejected)]))
 

@@ -45,7 +45,8 @@ def record(example: Example) -> dict[str, Any]:
         case Completion():
             return {"prompt": example.prompt, "completion": example.completion}
         case Labelled():
-            return {"messages": [{"role": "user", "content": example.text}, {"role": "assistant", "content": example.label}]}
+            text = example.text if example.pair is None else f"{example.text}\n\n{example.pair}"
+            return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": example.label}]}
         case Pair():
             return _pair(example)
 

@@ -41,11 +41,12 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A text and its label."""
+    """A text, or two that are judged together, and the label."""
 
     text: str
     label: str
     line: int = 0
+    pair: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def input_and_answer(example: Example) -> tuple[Hashable, Hashable]:
         case Completion():
             return example.prompt, example.completion
         case Labelled():
-            return example.text, example.label
+            return (example.text, example.pair), example.label
         case Chat():
             turns = tuple(map(_turn, example.messages))
             # Tools alone ask nothing, so without messages before the answer there is no input.

@@ -21,7 +21,7 @@ from tunewright.data.lines import not_readable
 from tunewright.data.pairs import pair
 from tunewright.errors import BadData, Fault
 
-Format = Literal["chat", "completion", "labelled", "pair", "alpaca", "sharegpt", "question_answer", "document"]
+Format = Literal["chat", "completion", "labelled", "pair", "alpaca", "sharegpt", "question_answer", "source_target", "document"]
 """What a record is. The container, such as JSON lines or Parquet, follows from the file's first bytes, else from its name."""
 
 MIN_EXAMPLES = 10
@@ -35,9 +35,12 @@ FORMATS: dict[Format, str] = {
     "alpaca": "instruction + output (Alpaca)",
     "sharegpt": "conversations (ShareGPT)",
     "question_answer": "question + answer",
+    "source_target": "source + target",
     "document": "text alone",
 }
 _PAIR = {"preferred_output", "non_preferred_output", "chosen", "rejected"}
+TEXT_PAIRS = (("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"))
+"""What two texts under one label are called. The first pair's first is also what a single text is called."""
 _KNOWN_ELSEWHERE = {
     "body": "This is a batch request, not an example: use its body's messages, and add the answer",
 }
@@ -150,6 +153,8 @@ def _format_of(fields: dict[str, Any], row: Findings, before: Format | None) -> 
         return "alpaca"
     if "question" in fields and "answer" in fields:
         return "question_answer"
+    if "source" in fields and "target" in fields:
+        return "source_target"
     # A label that is missing in one row of many stays a fault.
     if "text" in fields and "label" not in fields and before in (None, "document"):
         return "document"
@@ -168,10 +173,19 @@ def completion(fields: dict[str, Any], row: Findings) -> Completion | None:
     return None if row.faults else Completion(prompt, text, row.line)
 
 
+def source_target(fields: dict[str, Any], row: Findings) -> Completion | None:
+    """A text and what to make of it, such as its translation."""
+    row.unknown_keys([name for name in fields if name not in ("source", "target")])
+    source, target = _text(fields, "source", row), _text(fields, "target", row)
+    return None if row.faults else Completion(source, target, row.line)
+
+
 def labelled(fields: dict[str, Any], row: Findings) -> Labelled | None:
-    """A label that is a whole number or a truth value becomes the text that JSON writes for it."""
-    row.unknown_keys([name for name in fields if name not in ("text", "label")])
-    text = _text(fields, "text", row)
+    """A text, or two, and a label; a label that is a whole number or a truth value becomes the text that JSON writes for it."""
+    first, second = next((names for names in TEXT_PAIRS if names[0] in fields), TEXT_PAIRS[0])
+    row.unknown_keys([name for name in fields if name not in (first, second, "label")])
+    text = _text(fields, first, row)
+    pair = _text(fields, second, row) if second in fields or first != "text" else None
     label = fields.get("label")
     if isinstance(label, int):
         row.note("label_made_text", "A label is a number or a truth value and is taken as text", "Write labels as strings")
@@ -180,7 +194,7 @@ def labelled(fields: dict[str, Any], row: Findings) -> Labelled | None:
         row.error("label_not_text", f"The label is {quoted(label)}, not a string or a whole number", "Write it as a string")
     else:
         label = _text(fields, "label", row)
-    return None if row.faults else Labelled(text, label, row.line)
+    return None if row.faults else Labelled(text, label, row.line, pair)
 
 
 def _text(fields: dict[str, Any], name: str, row: Findings, may_be_empty: bool = False) -> str:
@@ -208,5 +222,6 @@ _READERS: dict[Format, Callable[[dict[str, Any], Findings], Example | None]] = {
     "alpaca": alpaca,
     "sharegpt": sharegpt,
     "question_answer": question_answer,
+    "source_target": source_target,
     "document": document,
 }

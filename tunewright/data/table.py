@@ -13,7 +13,16 @@ from tunewright.errors import Fault
 
 DELIMITERS = ",;\t"
 
-_NEEDED = (("text", "label"), ("prompt", "completion"), ("prompt", "chosen", "rejected"), ("instruction", "output"), ("question", "answer"))
+_NEEDED = (
+    ("text", "label"),
+    ("sentence1", "sentence2", "label"),
+    ("premise", "hypothesis", "label"),
+    ("prompt", "completion"),
+    ("prompt", "chosen", "rejected"),
+    ("instruction", "output"),
+    ("question", "answer"),
+    ("source", "target"),
+)
 
 
 class _RecordTooLong(Exception):

@@ -52,6 +52,62 @@ class Row:
         """The sequences that are computed for it."""
         return (self,)
 
+    @property
+    def learnt(self) -> int:
+        """How many tokens are learnt."""
+        return int(self.trained.sum())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TextRow:
+    """A text to classify, as a model sees it. `ids`: (tokens,) int32. `label`: a place among the model's labels.
+
+    `types`: (tokens,) int8, which of two texts a token is of; None where the model takes no such thing.
+    """
+
+    ids: np.ndarray
+    label: int
+    types: np.ndarray | None = None
+    line: int = 0
+
+    @property
+    def rows(self) -> tuple[Any, ...]:  # not TextRow: what works on tokens one after another takes Rows alone, and refuses or never meets these
+        """The sequences that are computed for it."""
+        return (self,)
+
+    @property
+    def learnt(self) -> int:
+        """One label."""
+        return 1
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """A text and what to make of it, as an encoder-decoder sees them. `ids`: (source tokens,) int32. `target`: (target tokens,) int32, all learnt."""
+
+    ids: np.ndarray
+    target: np.ndarray
+    line: int = 0
+
+    @property
+    def rows(self) -> tuple[Any, ...]:  # as above
+        """The sequences that are computed for it."""
+        return (self,)
+
+    @property
+    def learnt(self) -> int:
+        """How many tokens are learnt."""
+        return len(self.target)
+
+    def __len__(self) -> int:
+        return len(self.ids) + len(self.target)
+
 
 @dataclass(frozen=True, slots=True)
 class RowPair:
@@ -72,7 +128,7 @@ class RowPair:
         return self.chosen.line
 
 
-Item = Row | RowPair
+Item = Row | RowPair | TextRow | SourceRow
 
 
 @dataclass(slots=True)
@@ -87,12 +143,12 @@ class Tokenized:
     @property
     def tokens(self) -> int:
         """Tokens in all rows."""
-        return sum(len(row.ids) for item in self.rows for row in item.rows)
+        return sum(len(row) for item in self.rows for row in item.rows)
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens that are learnt."""
-        return sum(int(row.trained.sum()) for item in self.rows for row in item.rows)
+        """Tokens that are learnt; of rows to classify, their labels."""
+        return sum(row.learnt for item in self.rows for row in item.rows)
 
 
 class NotRenderable(Problem):
@@ -223,7 +279,8 @@ def as_chat(example: Chat | Labelled) -> Chat:
     """A labelled text is a chat whose answer is the label, for models that write."""
     if isinstance(example, Chat):
         return example
-    return Chat((Message("user", example.text), Message("assistant", example.label, trained=True)), example.line)
+    text = example.text if example.pair is None else f"{example.text}\n\n{example.pair}"
+    return Chat((Message("user", text), Message("assistant", example.label, trained=True)), example.line)
 
 
 @lru_cache(maxsize=16)

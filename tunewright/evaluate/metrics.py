@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunewright.config import Task
 from tunewright.data.example import Chat, Example, Labelled
-from tunewright.data.tokens import NotRenderable, Row, expected, preferred, prompt, tokenize
+from tunewright.data.tokens import NotRenderable, Row, SourceRow, expected, preferred, prompt, tokenize
 from tunewright.errors import Problem, RunFailed
+from tunewright.evaluate.overlap import overlap
 from tunewright.evaluate.verdict import Array, Estimate, Metric, Statistic, estimates
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Measurement:
     dropped: dict[str, list[int]] = field(default_factory=dict)
     not_asked: dict[str, list[int]] = field(default_factory=dict)
     cut: list[int] = field(default_factory=list)
+    task: Task = "chat"
 
     def summary(self, seed: int = 0, resamples: int = 2000) -> dict[str, Estimate]:
         """Each metric with its 95 % interval. Raises Problem `too_few_rows` under two rows."""
@@ -58,8 +61,12 @@ class Measurement:
         loss (nats per trained token), perplexity, token_accuracy; where rows were asked: exact_match (white space around
         it aside); where the expected answers are few and recur, or are labels: accuracy and macro_f1; where all of them
         are JSON objects: json_valid, and field_<name> for each field that all of them have.
+        Of a classifier: loss (nats per row), accuracy, macro_f1. Of an encoder-decoder that was asked: BLEU and chrF, from 0 to 100.
         """
         n, loss = len(self.lines), _ratio(self.nll, self.tokens)
+        if self.task == "classification":
+            known = _answer_metrics([str(label) for label in self.expected], [str(label) for label in self.answers], np.ones(n, bool), True)
+            return {"loss": Metric(loss, n, higher_is_better=False), "accuracy": known["accuracy"], "macro_f1": known["macro_f1"]}
         found = {
             "loss": Metric(loss, n, higher_is_better=False),
             # Beyond e^700 a float ends; no model that works comes near.
@@ -67,7 +74,9 @@ class Measurement:
             "token_accuracy": Metric(_ratio(self.correct, self.tokens), n, share=True),
         }
         asked = np.array([answer is not None for answer in self.answers], bool)
-        if asked.any():
+        if asked.any() and self.task == "text_to_text":
+            found |= overlap([str(text) for text in self.expected], [str(text) for text in self.answers])
+        elif asked.any():
             wanted = [text.strip() for text, ask in zip(self.expected, asked, strict=True) if ask and text is not None]
             given = [text.strip() for text in self.answers if text is not None]
             found |= _answer_metrics(wanted, given, asked, self.labelled)
@@ -75,8 +84,8 @@ class Measurement:
 
     def must_match(self, other: Measurement) -> None:
         """Raise Problem `rows_differ` unless both measured the same rows in the same way."""
-        mine = (self.lines, self.expected, self.labelled, self.max_new_tokens, tuple(a is None for a in self.answers))
-        others = (other.lines, other.expected, other.labelled, other.max_new_tokens, tuple(a is None for a in other.answers))
+        mine = (self.task, self.lines, self.expected, self.labelled, self.max_new_tokens, tuple(a is None for a in self.answers))
+        others = (other.task, other.lines, other.expected, other.labelled, other.max_new_tokens, tuple(a is None for a in other.answers))
         if mine != others or not np.array_equal(self.tokens, other.tokens):
             raise Problem(
                 "The two measurements are not of the same rows, cut into the same tokens and asked alike, so their difference would "
@@ -112,7 +121,7 @@ def measure(
     wanted = tuple(expected(example) for example in kept)
     if max_new_tokens is None:
         max_new_tokens = _room([text for text, ids in zip(wanted, prompts, strict=True) if ids and text], tokenizer)
-    nll, tokens, correct = _scores(model, rows, budget)
+    nll, tokens, correct = scores_of(model, rows, budget)
     asked = [i for i, ids in enumerate(prompts) if ids is not None]
     said = dict(zip(asked, answer(model, tokenizer, [p for p in prompts if p is not None], max_new_tokens, budget), strict=True))
     return Measurement(
@@ -182,7 +191,7 @@ def _room(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
     return longest * 3 // 2 + 8
 
 
-def _scores(model: PreTrainedModel | PeftModel, rows: Sequence[Row], budget: int) -> tuple[Array, Array, Array]:
+def scores_of(model: PreTrainedModel | PeftModel, rows: Sequence[Row | SourceRow], budget: int) -> tuple[Array, Array, Array]:
     """Negative log-likelihood, trained tokens and correct ones of each row. Raises RunFailed."""
     from tunewright.models.forward import score_rows
 

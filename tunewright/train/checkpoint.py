@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunewright.errors import RunFailed
 from tunewright.models import quantized
+from tunewright.models.tasks import of_model
 from tunewright.models.tuning import trained
 
 FORMAT = 1
@@ -50,6 +51,8 @@ def save(
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The model as transformers or peft saves it, with its tokenizer."""
     model.save_pretrained(folder)
+    if isinstance(model, PeftModel) and of_model(model) == "classification":
+        model.get_base_model().config.save_pretrained(folder)  # it names the labels
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; ours stands in the run folder
     quantized.record(model, folder)
     tokenizer.save_pretrained(folder)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tunewright.data.formats import MIN_EXAMPLES, Reading, read
-from tunewright.data.tokens import Tokenized
+from tunewright.data.tokens import TextRow, Tokenized
 from tunewright.errors import BadData, Fault
 from tunewright.event import Event
 
@@ -44,9 +44,9 @@ def ledger(kind: str, found: Reading, result: Tokenized, limit: int, allowed: fl
         "trained_tokens": result.trained_tokens,
         "max_tokens": limit,
     }
-    text = (
-        f"{kind.capitalize()} data: {len(result.rows):,} of {found.rows:,} rows, {result.tokens:,} tokens, {result.trained_tokens:,} of them learnt"
-    )
+    labels = {row.label for row in result.rows if isinstance(row, TextRow)}
+    learnt = f"{len(labels):,} labels" if labels else f"{result.trained_tokens:,} of them learnt"
+    text = f"{kind.capitalize()} data: {len(result.rows):,} of {found.rows:,} rows, {result.tokens:,} tokens, {learnt}"
     yield Event(0, text, {"file": str(found.path), **data})
     for reason, places in lines.items():
         yield Event(

@@ -15,7 +15,7 @@ from tunewright.data.sampler import steps, steps_per_epoch
 from tunewright.data.tokens import Item
 from tunewright.errors import RunFailed
 from tunewright.event import Event
-from tunewright.models.forward import Batch, TreeBatch
+from tunewright.models.forward import AnyBatch
 from tunewright.models.tuning import trained
 from tunewright.train import checkpoint, peak, schedule, trunk
 from tunewright.train.ahead import ahead
@@ -24,7 +24,7 @@ from tunewright.train.folder import hold, open_run, recorded, write_json
 from tunewright.train.forecast import Forecast
 from tunewright.train.start import Run, start
 
-MicroBatches = Iterable[tuple[list[int], Batch | TreeBatch]]
+MicroBatches = Iterable[tuple[list[int], AnyBatch]]
 
 BAD_STEPS = 3  # non-finite steps in a row before a run gives up
 AUTOSAVE_SECONDS = 60.0
@@ -124,7 +124,7 @@ def take_step(run: Run, items: list[Item], rate: float, laid_out: MicroBatches |
     if applied:
         run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    tokens = sum(len(row.ids) for item in items for row in item.rows)
+    tokens = sum(len(row) for item in items for row in item.rows)
     return StepResult(loss / count, correct / count, margin / count, norm, time.perf_counter() - begun, tokens, count, applied)
 
 
@@ -151,9 +151,11 @@ def validate(run: Run, items: list[Item], name: str) -> dict[str, float]:
 
 
 def _named(run: Run, name: str, loss: float, accuracy: float, margin: float) -> dict[str, float]:
-    """Metrics by the hosted service's names; preference pairs have rewards in place of tokens."""
+    """Metrics by the hosted service's names; preference pairs have rewards in place of tokens, texts labels."""
     if run.config.method.kind == "dpo":
         return {f"{name}_loss": loss, f"{name}_reward_accuracy": accuracy, f"{name}_reward_margin": margin}
+    if run.task == "classification":
+        return {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
     return {f"{name}_loss": loss, f"{name}_mean_token_accuracy": accuracy}
 
 

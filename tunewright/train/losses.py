@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from tunewright.config import Dpo, Method, Supervised
 from tunewright.data.tokens import Item, RowPair
-from tunewright.models.forward import Batch, Scores, TreeBatch, score
+from tunewright.models.classify import TextBatch
+from tunewright.models.forward import AnyBatch, Scores, score
 
 
 @dataclass(slots=True)
@@ -31,28 +32,34 @@ class Sums:
     margin: float = 0.0
 
 
-Loss = Callable[[PreTrainedModel, Batch | TreeBatch, Sequence[Item]], Sums]
+Loss = Callable[[PreTrainedModel, AnyBatch, Sequence[Item]], Sums]
 
 
-def loss_for(method: Method) -> Loss:
-    """The loss of a method."""
+def loss_for(method: Method, weights: Sequence[float] | None = None) -> Loss:
+    """The loss of a method. `weights`: in classification, how much a row of each label weighs."""
     match method:
         case Supervised():
-            return partial(supervised, smoothing=method.label_smoothing)
+            return partial(supervised, smoothing=method.label_smoothing, weights=weights)
         case Dpo():
             return partial(dpo, beta=0.1 if method.beta == "auto" else method.beta)
         case _:
             assert_never(method)
 
 
-def supervised(model: PreTrainedModel, batch: Batch | TreeBatch, items: Sequence[Item] = (), smoothing: float = 0.0) -> Sums:
-    """Cross-entropy of the trained tokens; with `smoothing`, that share of the target is spread over the whole vocabulary
-    (Szegedy et al. 2016)."""
+def supervised(
+    model: PreTrainedModel, batch: AnyBatch, items: Sequence[Item] = (), smoothing: float = 0.0, weights: Sequence[float] | None = None
+) -> Sums:
+    """Cross-entropy of the trained tokens, or of the labels; with `smoothing`, that share of the target is spread over the whole vocabulary,
+    or all labels (Szegedy et al. 2016). With `weights` a row counts as often as its label's weight says, and the sum is divided by the rows."""
     scores = score(model, batch, smoothing)
-    return Sums(scores.nll.sum(), len(scores.nll), int(scores.correct.sum()))
+    nll = scores.nll
+    if weights is not None:
+        assert isinstance(batch, TextBatch)
+        nll = nll * torch.tensor(weights, device=nll.device)[batch.labels]
+    return Sums(nll.sum(), len(nll), int(scores.correct.sum()))
 
 
-def dpo(model: PreTrainedModel, batch: Batch | TreeBatch, items: Sequence[Item], beta: float) -> Sums:
+def dpo(model: PreTrainedModel, batch: AnyBatch, items: Sequence[Item], beta: float) -> Sums:
     """Direct preference optimisation (Rafailov et al. 2023, eq. 7): -log sigmoid of the reward margin, summed over pairs.
 
     An answer's reward is beta times how much more likely it has become than it was before tuning (`RowPair.reference`).

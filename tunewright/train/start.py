@@ -12,17 +12,17 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunewright.config import Prompt, TrainConfig
-from tunewright.data import tree
+from tunewright.config import Prompt, Supervised, Task, TrainConfig
+from tunewright.data import classes, sources, tree
 from tunewright.data.example import Example, Pair
 from tunewright.data.sampler import Order, as_given, by_prefix, by_rows
-from tunewright.data.tokens import Item, Row, RowPair, tokenize
+from tunewright.data.tokens import Item, RowPair, TextRow, Tokenized, tokenize
 from tunewright.errors import BadConfig, RunFailed
 from tunewright.event import Event
-from tunewright.models import dropout, flex, further, quantized, tuning, virtual
+from tunewright.models import dropout, flex, further, quantized, tasks, tuning, virtual
 from tunewright.models.attention import serves
-from tunewright.models.forward import Batch, TreeBatch, batches, score
-from tunewright.models.load import Loaded, load
+from tunewright.models.forward import AnyBatch, batches, score
+from tunewright.models.load import Loaded, load, purpose
 from tunewright.train import checkpoint, memory, plan, schedule, trunk
 from tunewright.train.folder import sha256, write_json
 from tunewright.train.ledger import ledger, reading
@@ -51,6 +51,7 @@ class Run:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     base: str
+    task: Task
     rows: list[Item]
     validation: list[Item]
     shared: bool
@@ -59,14 +60,14 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     kept: trunk.Kept | None = None
 
-    def batches(self, items: list[Item]) -> Iterator[tuple[list[int], Batch | TreeBatch]]:
+    def batches(self, items: list[Item]) -> Iterator[tuple[list[int], AnyBatch]]:
         """Micro-batches of items, as `forward.batches`."""
         device, budget = next(self.model.parameters()).device, self.plan.micro_batch_tokens
         if self.kept and self.kept.alone:
             return self.kept.batches(items, budget, device)
         return batches(items, budget, self.shared, device)
 
-    def called(self, batch: Batch | TreeBatch) -> PreTrainedModel:
+    def called(self, batch: AnyBatch) -> PreTrainedModel:
         """What computes a batch: the model, or its upper part from kept states on."""
         return self.kept.enter(batch, self.model) if self.kept else self.model
 
@@ -96,11 +97,13 @@ def start(config: TrainConfig, trial: bool = False) -> Generator[Event, None, Ru
     found = reading(config.data, config.max_lost)
     there = reading(config.validation, config.max_lost, minimum=1) if config.validation else None
     examples, held_out = found.examples, there.examples if there else []
-    _check_method(config, examples + held_out)
-    loaded = load(config.model, bits=getattr(config.tuning, "bits", None))
+    task = tasks.choose(config.task, purpose(config.model), config.model, examples + held_out)
+    _check_method(config, task, examples + held_out)
+    names = classes.label_names(examples) if task == "classification" else ()
+    torch.manual_seed(config.seed)  # a classifier's head is drawn as it is loaded
+    loaded = load(config.model, bits=getattr(config.tuning, "bits", None), task=task, labels=names)
     limit = min(_room(config, loaded.context), 4096 if config.max_tokens == "auto" else config.max_tokens)
-    training = tokenize(examples, loaded.tokenizer, limit)
-    validation = tokenize(held_out, loaded.tokenizer, limit)
+    training, validation = (_tokenized(loaded, some, limit) for some in (examples, held_out))
     chosen = config.max_tokens != "auto"
     yield from ledger("training", found, training, limit, config.max_lost, chosen)
     if there:
@@ -113,7 +116,7 @@ def start(config: TrainConfig, trial: bool = False) -> Generator[Event, None, Ru
     if config.recompute:
         tuning.recompute(model)
     items, validating = (virtual.in_front(each.rows, model) for each in (training, validation))
-    loss = loss_for(config.method)
+    loss = loss_for(config.method, _weights(config, loaded, items))
     shared = yield from _layout(model, [row for item in items + validating for row in item.rows])
     resolved = yield from _plan(config, model, items, shared, loss)
     yield _decided(model, resolved, loaded)
@@ -121,7 +124,7 @@ def start(config: TrainConfig, trial: bool = False) -> Generator[Event, None, Ru
     optimizer = schedule.optimizer(config.optimizer, groups, resolved.learning_rate)
     # Measuring the plan may have drawn dropout masks; the run begins from the seed all the same.
     torch.manual_seed(config.seed)
-    run = Run(config, resolved, model, loaded.tokenizer, loaded.base, items, validating, shared, loss, optimizer)
+    run = Run(config, resolved, model, loaded.tokenizer, loaded.base, task, items, validating, shared, loss, optimizer)
     if trial:
         return run
     yield from trunk.keep(run)
@@ -144,8 +147,28 @@ def _room(config: TrainConfig, context: int) -> int:
     return room
 
 
-def _check_method(config: TrainConfig, examples: Sequence[Example]) -> None:
-    """Raise BadConfig where the data are pairs and the method wants none, or the other way round."""
+def _tokenized(loaded: Loaded, examples: Sequence[Example], limit: int) -> Tokenized:
+    if loaded.task == "classification":
+        return classes.tokenize(examples, loaded.tokenizer, limit, loaded.labels)
+    if loaded.task == "text_to_text":
+        return sources.tokenize(examples, loaded.tokenizer, limit)
+    return tokenize(examples, loaded.tokenizer, limit)
+
+
+def _weights(config: TrainConfig, loaded: Loaded, rows: Sequence[Item]) -> list[float] | None:
+    """How much a row of each label weighs. Raises BadConfig where there are no labels to weigh."""
+    if not isinstance(config.method, Supervised) or config.method.class_weights == "none":
+        return None
+    if loaded.task != "classification":
+        text = f"method.class_weights: {loaded.base} does not classify here; say task: classification, or leave the weights out"
+        raise BadConfig(text, code="task_has_no_classes", param="method.class_weights")
+    return classes.class_weights(config.method.class_weights, loaded.labels, [row for row in rows if isinstance(row, TextRow)])
+
+
+def _check_method(config: TrainConfig, task: Task, examples: Sequence[Example]) -> None:
+    """Raise BadConfig where the data are pairs and the method wants none, or the other way round, or the task knows no pairs."""
+    if config.method.kind == "dpo" and task != "chat":
+        raise BadConfig(f"method: dpo compares answers of a model that chats, and the task is {task}", code="method_needs_chat", param="method")
     pairs = sum(isinstance(example, Pair) for example in examples)
     if config.method.kind == "dpo" and pairs < len(examples):
         raise BadConfig("method: dpo learns from pairs, and the data holds other rows", code="method_needs_pairs", param="method")
@@ -174,12 +197,12 @@ def _dropout(config: TrainConfig, loaded: Loaded) -> Iterator[Event]:
     yield Event(0, f"Dropout of the base is {config.dropout:g} in {count} places", {"dropout": config.dropout, "places": count})
 
 
-def _layout(model: PreTrainedModel, rows: list[Row]) -> Generator[Event, None, bool]:
+def _layout(model: PreTrainedModel, rows: list[Any]) -> Generator[Event, None, bool]:
     """Whether rows are computed as prefix trees, and the event that says so."""
     why_not = serves(model, max(len(row.ids) for row in rows))
     total, distinct = sum(len(row.ids) for row in rows), tree.distinct(rows)
     if why_not:
-        text = f"Rows are padded side by side: {why_not}"
+        text = f"Rows are padded side by side, in batches of like length: {why_not}"
     else:
         text = f"Rows are computed as prefix trees: {distinct:,} of {total:,} tokens are distinct over the whole data"
         text += ", attended to by FlexAttention" if flex.usable(next(model.parameters()).device.type) else ""

@@ -23,7 +23,7 @@ from tunewright.data import tree
 from tunewright.data.sampler import micro_batches
 from tunewright.data.tokens import Item, Row, RowPair
 from tunewright.event import Event
-from tunewright.models.forward import Batch, TreeBatch, alone, branch, collate, places
+from tunewright.models.forward import AnyBatch, Batch, TreeBatch, alone, branch, collate, places
 from tunewright.models.trunk import Below, Top, depth, wrong
 from tunewright.models.tuning import stack
 from tunewright.train.folder import sha256, write_json
@@ -58,9 +58,9 @@ class Kept:
         for group in groups:
             yield group, alone([row for i in group for row in items[i].rows], device)
 
-    def enter(self, batch: Batch | TreeBatch, model: PreTrainedModel) -> PreTrainedModel:
+    def enter(self, batch: AnyBatch, model: PreTrainedModel) -> PreTrainedModel:
         """What to call with the batch in the model's place."""
-        assert batch.kept is not None
+        assert isinstance(batch, Batch | TreeBatch) and batch.kept is not None
         states = self.states[batch.kept.clamp_min(0)].to(batch.ids.device)
         self.top.model.train(model.training)
         return self.top.start_from(states[None] if isinstance(batch, TreeBatch) else states)
@@ -73,6 +73,8 @@ def keep(run: Run) -> Iterator[Event]:
         return
     cut = depth(run.model)
     try:
+        if run.task != "chat":
+            raise _Not(f"states are kept for models that write one token after another, and the task is {run.task}" if wanted.use == "on" else "")
         if not cut:
             raise _Not("the layers below those that train are not frozen" if wanted.use == "on" else "")
         yield from _keep(run, cut, folder)
