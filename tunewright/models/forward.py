@@ -161,6 +161,11 @@ def _padded(rows: Sequence[Row | TextRow | SourceRow], device: torch.device | st
     return collate([row for row in rows if isinstance(row, Row)], device)
 
 
+def size_of(batch: AnyBatch) -> int:
+    """The tokens that are computed for a batch, padding included."""
+    return batch.ids.numel() + (batch.targets.numel() if isinstance(batch, SourceBatch) else 0)
+
+
 def score(model: PreTrainedModel, batch: AnyBatch, smoothing: float = 0.0) -> Scores:
     """Predict each trained token of the batch from the tokens before it, or each text's label.
 

@@ -62,7 +62,7 @@ def measure(
     """Measure with the first items, and with the first half of those. `lay_out` returns how many tokens items make and what computes
     them, forth and back. `later`: bytes that the optimizer will take, which are not in use yet."""
     some = list(items[:1])
-    while len(some) < len(items) and sum(len(row.ids) for item in some for row in item.rows) < PROBE:
+    while len(some) < len(items) and sum(len(row) for item in some for row in item.rows) < PROBE:
         some = list(items[: 2 * len(some)])
     sizes = []
     for group in (some, some[: max(1, len(some) // 2)]):  # the larger one first: what a first call takes counts as its own

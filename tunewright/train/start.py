@@ -21,7 +21,7 @@ from tunewright.errors import BadConfig, RunFailed
 from tunewright.event import Event
 from tunewright.models import dropout, flex, further, quantized, tasks, tuning, virtual
 from tunewright.models.attention import serves
-from tunewright.models.forward import AnyBatch, batches, score
+from tunewright.models.forward import AnyBatch, batches, score, size_of
 from tunewright.models.load import Loaded, load, purpose
 from tunewright.train import checkpoint, memory, plan, schedule, trunk
 from tunewright.train.folder import sha256, write_json
@@ -255,7 +255,7 @@ def _plan(config: TrainConfig, model: PreTrainedModel, items: list[Item], shared
             sums.loss.backward()
             model.zero_grad(set_to_none=True)
 
-        return batch.ids.numel(), compute
+        return size_of(batch), compute
 
     model.train()
     tokens = yield from _at_once(config, model, items, lambda some: first(some, 2**40), device)
@@ -282,7 +282,7 @@ def _at_once(
     yield Event(
         0, f"A token takes {fit.each / 1e3:,.0f} kB in a step and {fit.free / 1e9:,.1f} GB are free: up to {fit.tokens:,} are computed at once", data
     )
-    longest = max(sum(len(row.ids) for row in item.rows) for item in items)
+    longest = max(sum(len(row) for row in item.rows) for item in items)
     if fit.needs(longest) > fit.safe:
         need, safe = (f"{each / 1e9:,.1f} GB" for each in (fit.needs(longest), fit.safe))
         text = f"The longest row has {longest:,} tokens, which take about {need}; {safe} can be counted on: set recompute=true, or lower max_tokens"
