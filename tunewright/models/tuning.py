@@ -84,7 +84,10 @@ def untie(model: PreTrainedModel) -> bool:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or head.weight is not embedding.weight:
         return False
-    head.weight = torch.nn.Parameter(copy.deepcopy(embedding.weight.detach()))
+    # Encoder-decoders share it three ways, and a config that does not tie the head does not tie the two sides' embeddings either.
+    sides = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not embedding and m.weight is embedding.weight]
+    for module in (head, *sides):
+        module.weight = torch.nn.Parameter(copy.deepcopy(embedding.weight.detach()))
     model.config.get_text_config().tie_word_embeddings = False
     return True
 
