@@ -1,7 +1,7 @@
 """Chats answered together and one at a time, over adapters of one base and beside `transformers serve`; and the time to a first token.
 
-Our own server runs in a process of its own with the routes that answer and nothing before them (no keys, no quotas); the
-adapters are LoRA of rank 8 on every linear module of nano, with random weights.
+Both servers run in processes of their own; ours whole, with keys and quotas. The adapters are LoRA of rank 8 on every linear
+module of nano, with random weights.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
+KEY = "sk-benchmark-of-serving"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
 NANO = ROOT / "tunewright" / "models" / "nano"
 
 
@@ -71,23 +73,29 @@ def make_models(folder: Path, adapters: int) -> None:
 
 
 def serve(folder: Path, port: int) -> None:
-    """Our side: the routes over what lies in `folder`."""
-    import uvicorn
-    from fastapi import FastAPI, Request
+    """Our side: the whole server on a home of its own; what lies in `folder` stands for what jobs made."""
+    from fastapi import Request
 
-    from tunewright.serve import chat
+    from tunewright.jobs.home import Home
+    from tunewright.jobs.store import Store
+    from tunewright.serve import keys
+    from tunewright.serve.app import create_app
     from tunewright.serve.ask import Resolved
-    from tunewright.serve.engine import Engine
+    from tunewright.serve.config import ServeConfig
+    from tunewright.serve.run import bind, run
 
-    app = FastAPI()
-    app.include_router(chat.router)
-    app.state.engine = Engine()
+    config, home = ServeConfig(port=port), Home(folder / "home")
+    home.make()
+    store = Store(home.database)
+    store.migrate()
+    keys.first_key(store)
+    app = create_app(config, store, home)
 
     async def resolve(request: Request, name: str) -> Resolved:
         return Resolved(name, NANO if name == "nano" else folder / name, "nano" if name.startswith("adapter") else None)
 
     app.state.resolve = resolve
-    uvicorn.run(app, port=port, log_level="warning")
+    run(app, config, bind(config))
 
 
 @contextmanager
@@ -96,7 +104,7 @@ def running(command: list[str], threads: int) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TUNEWRIGHT_API_KEY": KEY}
     process = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -136,7 +144,7 @@ async def timed(http: httpx.AsyncClient, asked: list[tuple[str, Any]], tokens: i
 
 async def compare(name: str, address: str, asked: list[tuple[str, Any]], given: argparse.Namespace) -> None:
     limits = httpx.Limits(max_connections=given.chats + 1, max_keepalive_connections=given.chats + 1)
-    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=address, headers=HEADERS, timeout=600, limits=limits) as http:
         await timed(http, asked, 4, together=True)
         ratios, seconds, alone = [], [], []
         for _ in range(given.repeats):
@@ -162,7 +170,7 @@ async def firsts(address: str, count: int) -> None:
     body = {"model": "trivial", "messages": [{"role": "user", "content": "Where is my lamp?"}], "max_tokens": 2, "temperature": 0, "stream": True}
     body["logit_bias"] = {"2": -100}
     found = []
-    async with httpx.AsyncClient(base_url=address, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=address, headers=HEADERS, timeout=60) as http:
         for _ in range(count + 20):
             start = time.perf_counter()
             async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
