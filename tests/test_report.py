@@ -288,3 +288,13 @@ def test_parts_find_what_the_whole_finds(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_unread_report_is_json_too(tmp_path: Path) -> None:
     report: Report = check(tmp_path / "none", reader=reader())
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["tokens"]["rows"] == 0
+
+
+def test_answers_that_the_base_does_not_expect(tmp_path: Path) -> None:
+    rows = [chat(f"Which colour has the sky on day {i}?", "The sky is blue.") for i in range(30)]
+    rows[12]["messages"][1]["content"] = "zq xj vv kq wz"
+    path = write(tmp_path / "a.jsonl", *rows, "no")
+    done = CliRunner().invoke(app, ["check", str(path), "--perplexity", "--json"])
+    found = json.loads(done.stdout)["surprise"]
+    assert (found["rows"], found["outliers"]) == (30, 1)
+    assert found["highest"][0][1] == 13 and found["highest"][0][0] > 5 * found["p95"] > found["median"] > 1

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -27,12 +28,17 @@ def report(
     model: str,
     max_tokens: int | None,
     html: Path | None,
+    perplexity: bool,
     as_json: bool,
 ) -> bool:
     """Check, show, and say whether the data is without errors. Raises BadModel, BadConfig."""
     reader = _reader(model, max_tokens)
     with _progress(as_json) as told:
         found = check(data, validation, as_format=as_format, reader=reader, told=told)
+    if perplexity and reader:
+        from tunewright.evaluate.surprise import surprise
+
+        found = replace(found, surprise=surprise(data, model, max_tokens, as_format))
     print(json.dumps(found.to_dict(), ensure_ascii=False) if as_json else printable(render(found)))
     if html:
         from tunewright.data.page import page
@@ -48,8 +54,6 @@ def report(
 
 def row(data: Path, line: int, as_format: Format | None, model: str, max_tokens: int | None, as_json: bool) -> None:
     """Show the row on a line, token by token. Raises BadData where none stands there, NotRenderable, BadModel."""
-    from dataclasses import asdict
-
     from tunewright.data.xray import at_line, draw, rays
     from tunewright.errors import Fault
 

@@ -43,6 +43,7 @@ def check(
     ] = None,
     row: Annotated[int | None, typer.Option(min=1, help="Show the row on this line token by token, and nothing else.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the report as one HTML page, with pictures.")] = None,
+    perplexity: Annotated[bool, typer.Option("--perplexity", help="Also let the model score each answer, and name those it expects least.")] = False,
     as_format: As = None,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +53,7 @@ def check(
     if row:
         check.row(data, row, _format(as_format), model, max_tokens, as_json)
         return
-    ok = check.report(data, validation, _format(as_format), model, max_tokens, html, as_json)
+    ok = check.report(data, validation, _format(as_format), model, max_tokens, html, perplexity, as_json)
     raise typer.Exit(0 if ok else 3)
 
 

@@ -10,6 +10,7 @@ import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import IO
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ _KEPT = 64  # values of a sketch that are kept, by their last byte: enough to te
 _LINKED = 4  # of texts that share a band, each is compared with so many before it, and with the first
 _PASSAGE = 60  # words: a beginning this long, and half of the text, is taken for a passage
 _BATCH = 1024
+_MIX = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 Pairs = NDArray[np.int64]
 
@@ -72,13 +74,15 @@ class Near:
         self._file.seek(0, 2)
         self._file.write(b"".join(raw))
         self._ends.append(start + np.append(0, np.cumsum([len(text) for text in raw])))
-        triples = [triples_of(text) for text in self._waiting]
-        has = np.array([bool(one) for one in triples])
+        triples = [_hashes(text) for text in self._waiting]
+        has = np.array([len(one) > 0 for one in triples])
         first = (len(self._ends) - 2) * _BATCH
         self._waiting = []
         if has.any():
-            digests = RMinHash.digests_from_token_sets([list(one) for one in triples if one], _PERMUTATIONS, 1)
-            made = np.array(digests, np.uint32)
+            flat = np.concatenate(triples)
+            offsets = np.append(0, np.cumsum([len(one) for one in triples if len(one)]))
+            digests = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets.astype(np.uint64), _PERMUTATIONS, 1)
+            made = np.array(digests.to_rows(), np.uint32)
             self._rows.append(first + np.flatnonzero(has))
             self._sketches.append(made[:, :: _PERMUTATIONS // _KEPT].astype(np.uint8))
             self._bands.append(_fold(made.reshape(len(made), _BANDS, -1)))
@@ -118,7 +122,7 @@ def _fold(bands: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """(texts, bands, values) -> (texts, bands): a hash of each band's values."""
     folded = np.zeros(bands.shape[:2], np.uint64)
     for value in range(bands.shape[2]):
-        folded = (folded ^ bands[:, :, value]) * np.uint64(0x9E37_79B9_7F4A_7C15)
+        folded = (folded ^ bands[:, :, value]) * _MIX
     return (folded >> np.uint64(32)).astype(np.uint32)
 
 
@@ -175,9 +179,9 @@ def verified(held: Near, known: Near | None = None, pairs: Pairs | None = None) 
     for start, end in zip(starts, [*starts[1:], len(pairs)], strict=False):
         i, others = int(pairs[start, 0]), pairs[start:end, 1].tolist()
         text, passage = held.text(i), None
-        mine = triples_of(text)
+        mine = np.unique(_hashes(text))
         for j in dict.fromkeys(others if known else (first.get(j, j) for j in others)):
-            if alike(mine, triples_of(other := (known or held).text(j))) >= ALIKE:
+            if _alike(mine, np.unique(_hashes(other := (known or held).text(j)))) >= ALIKE:
                 if not _only_begins(text, other):
                     first[i] = j
                     yield i, j, False
@@ -199,9 +203,33 @@ def triples_of(text: str) -> set[str]:
     return {" ".join(words[i : i + 3]) for i in range(len(words) - 2)} if len(words) >= MIN_WORDS else set()
 
 
+def _hashes(text: str) -> NDArray[np.uint64]:
+    """(triples,) a hash of each of the word triples, in order; the same in every run, unlike Python's own."""
+    words = (
+        text.lower().encode("utf-8", "surrogatepass").split()
+        if text.isascii()
+        else [w.encode("utf-8", "surrogatepass") for w in text.lower().split()]
+    )
+    if len(words) < MIN_WORDS:
+        return np.empty(0, np.uint64)
+    one = np.fromiter(map(crc32, words), np.uint64, len(words))
+    folded = one[:-2]
+    for following in (one[1:-1], one[2:]):
+        folded = folded * _MIX + following
+        folded = (folded ^ (folded >> np.uint64(31))) * _MIX
+    return folded
+
+
+def _alike(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:
+    """`alike`, of sorted hashes."""
+    common = len(np.intersect1d(one, other, assume_unique=True))
+    return common / max(1, len(one) + len(other) - common)
+
+
 def _only_begins(one: str, other: str) -> bool:
     first, second = one.lower().split(), other.lower().split()
     shared = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    if shared < _PASSAGE or 2 * shared < min(len(first), len(second)):
+        return False
     rest = [triples_of(" ".join(words[shared:])) for words in (first, second)]
-    is_passage = shared >= _PASSAGE and 2 * shared >= min(len(first), len(second))
-    return is_passage and all(rest) and alike(*rest) < ALIKE
+    return all(rest) and alike(*rest) < ALIKE

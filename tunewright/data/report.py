@@ -10,7 +10,7 @@ from typing import Any
 from tunewright.data.findings import quoted
 from tunewright.data.formats import Format
 from tunewright.data.profile import Tokens
-from tunewright.data.traits import Families, Often, Spread, evenness
+from tunewright.data.traits import Families, Often, Spread, Surprise, evenness
 from tunewright.errors import Fault
 
 _LINES_SHOWN = 5
@@ -72,6 +72,7 @@ class Report:
     copies: list[tuple[int, int]] = field(default_factory=list)
     tokens: Tokens | None = None
     first: tuple[int, ...] = ()
+    surprise: Surprise | None = None
 
     @property
     def ok(self) -> bool:
@@ -99,7 +100,11 @@ class Report:
             {"code": g.code, "warning": g.warning, "count": g.count, "lines": [f.line for f in g.faults[:20]], "mend": g.mends} for g in self.groups
         ]
         plain = {name: getattr(self, name) for name in ("format", "rows", "sound", "turns", "labels", "trained_characters", "languages", "unlisted")}
-        parts = {name: one and asdict(one) for name in ("lengths", "answers", "openings", "families", "tokens") for one in [getattr(self, name)]}
+        parts = {
+            name: one and asdict(one)
+            for name in ("lengths", "answers", "openings", "families", "tokens", "surprise")
+            for one in [getattr(self, name)]
+        }
         return {
             "path": str(self.path),
             "ok": self.ok,
@@ -156,6 +161,9 @@ def _character(report: Report) -> Iterator[str]:
         part = f" of the first {kin.compared:,}" if kin.compared < kin.rows else ""
         large = f"; the largest holds {kin.largest[0][0]:,}, with line {kin.largest[0][1]}" if kin.largest else ""
         yield f"  diversity: {kin.families:,} families of rows{part} that are at least half alike{large}"
+    if odd := report.surprise:
+        far = f"; {odd.outliers:,} far above, highest {odd.highest[0][0]:,.1f} at line {odd.highest[0][1]}" if odd.outliers else ""
+        yield f"  perplexity of answers ({rows(odd.rows)}): median {odd.median:,.2f}, 95 % up to {odd.p95:,.1f}{far}"
     for name, often in (("answer", report.answers), ("opening", report.openings)):
         if often and often.most and (often.most[0][1] >= 0.05 * often.rows):
             text, count, line = often.most[0]

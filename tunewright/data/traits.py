@@ -18,7 +18,7 @@ from tunewright.data.near import Near, Pairs
 
 _DISTINCT = 50_000
 """Different labels, answers or openings that are counted one by one; rows with any other are counted together."""
-_SAMPLE = 2000
+_SAMPLE = 1000
 _SHOWN = 5
 _EXCERPT = 160
 _BINS = 24
@@ -150,6 +150,17 @@ def families(held: Near, pairs: Pairs) -> Families:
     return Families(held.count, size, int(count), largest)
 
 
+@dataclass(frozen=True, slots=True)
+class Surprise:
+    """Perplexity of `rows` rows' answers under a base: median, 95 % quantile, and `outliers` rows far above, the highest with their lines."""
+
+    rows: int
+    median: float
+    p95: float
+    outliers: int
+    highest: list[tuple[float, int]]
+
+
 class Traits:
     """The rows of a file, looked at one by one."""
 
@@ -187,7 +198,7 @@ class Traits:
             self._sample[at] = text[:400]
 
     def languages(self) -> dict[str, int]:
-        """Rows by language (ISO 639-1) in a sample of 2,000, the most frequent first; texts under 20 letters are left out as "unknown"."""
+        """Rows by language (ISO 639-1) in a sample of 1,000, the most frequent first; texts under 20 letters are left out as "unknown"."""
         from py3langid import classify  # type: ignore[import-untyped]
 
         found = Counter(classify(text)[0] if sum(map(str.isalpha, text)) >= 20 else "unknown" for text in self._sample)
