@@ -298,3 +298,9 @@ def test_answers_that_the_base_does_not_expect(tmp_path: Path) -> None:
     found = json.loads(done.stdout)["surprise"]
     assert (found["rows"], found["outliers"]) == (30, 1)
     assert found["highest"][0][1] == 13 and found["highest"][0][0] > 5 * found["p95"] > found["median"] > 1
+
+
+def test_what_training_would_refuse_is_an_error_for_the_model_that_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", *(chat(f"q{i}", "a") for i in range(10)), chat("long " * 2000, "a"))
+    run = lambda *words: CliRunner().invoke(app, ["check", str(path), *words]).exit_code  # noqa: E731
+    assert [run(), run("--model", "nano"), run("--model", "nano", "--max-tokens", "1024"), run("--model", "none")] == [0, 3, 0, 0]

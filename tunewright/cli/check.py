@@ -25,7 +25,7 @@ def report(
     data: Path,
     validation: Path | None,
     as_format: Format | None,
-    model: str,
+    model: str | None,
     max_tokens: int | None,
     html: Path | None,
     perplexity: bool,
@@ -38,7 +38,7 @@ def report(
     if perplexity and reader:
         from tunewright.evaluate.surprise import surprise
 
-        found = replace(found, surprise=surprise(data, model, max_tokens, as_format))
+        found = replace(found, surprise=surprise(data, model or "nano", max_tokens, as_format))
     print(json.dumps(found.to_dict(), ensure_ascii=False) if as_json else printable(render(found)))
     if html:
         from tunewright.data.page import page
@@ -52,7 +52,7 @@ def report(
     return found.ok
 
 
-def row(data: Path, line: int, as_format: Format | None, model: str, max_tokens: int | None, as_json: bool) -> None:
+def row(data: Path, line: int, as_format: Format | None, model: str | None, max_tokens: int | None, as_json: bool) -> None:
     """Show the row on a line, token by token. Raises BadData where none stands there, NotRenderable, BadModel."""
     from tunewright.data.xray import at_line, draw, rays
     from tunewright.errors import Fault
@@ -71,12 +71,12 @@ def row(data: Path, line: int, as_format: Format | None, model: str, max_tokens:
             Console().print(draw(ray), soft_wrap=True)
 
 
-def _reader(model: str, max_tokens: int | None) -> Reader | None:
+def _reader(model: str | None, max_tokens: int | None) -> Reader | None:
     if model == NO_MODEL:
         return None
     from tunewright.models.reader import reader
 
-    return reader(model, max_tokens)
+    return reader(model or "nano", max_tokens, strict=model is not None)
 
 
 @contextmanager

@@ -37,7 +37,12 @@ def demo(out: Annotated[Path, typer.Option(help="Where the run goes; an earlier 
 def check(
     data: Annotated[Path, typer.Argument(help="Training data: a file, a quoted pattern, or a folder of Parquet or Arrow files.")],
     validation: Annotated[Path | None, typer.Option(help="Validation file, checked beside it.")] = None,
-    model: Annotated[str, typer.Option(help="Count tokens as this model reads them: nano, a folder, a Hub id; `none`: no tokens.")] = "nano",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The model to be tuned: tokens are counted as it reads them, and rows that it would lose are errors. Default: nano's tokens, no such errors. `none`: no tokens."
+        ),
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=2, max=1_000_000, help="Cut longer rows here. Default: the model's context, 4,096 at most.")
     ] = None,

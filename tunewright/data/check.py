@@ -37,6 +37,7 @@ class _Gathered:
     near: Near = field(default_factory=Near)
     traits: Traits = field(default_factory=Traits)
     profile: Profile | None = None
+    errors: frozenset[str] = frozenset()
 
 
 def check(
@@ -72,7 +73,7 @@ def _gather(path: Path, minimum: int, as_format: Format | None, reader: Reader |
     found = _Gathered(path, Tally(Faults(_LISTED)))
     examples = stream(path, found.tally, minimum, as_format)
     if reader:
-        found.profile = Profile(reader)
+        found.profile, found.errors = Profile(reader), reader.errors
         examples = found.profile.watch(examples)
     for example in examples:
         found.traits.add(example)
@@ -91,7 +92,7 @@ def _report(found: _Gathered, more: Iterable[Fault]) -> Report:
     tally.faults.add(repeats(equal))
     tally.faults.add(near_duplicates(found.near, pairs[agree >= LIKELY]))
     tally.faults.add(found.notes.faults())
-    tally.faults.add(faults(tokens) if tokens else ())
+    tally.faults.add(faults(tokens, found.errors) if tokens else ())
     tally.faults.add(more)
     report = _plain(found.path, tally.format, tally.rows, tally.sound, found.traits, tally.faults.listed)
     return replace(

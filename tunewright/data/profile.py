@@ -24,11 +24,15 @@ _ASKED = "\ue000asked\ue001"
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """The model that the tokens are counted for: its name, its tokenizer, and the most tokens of a row."""
+    """The model that the tokens are counted for: its name, its tokenizer, and the most tokens of a row.
+
+    `errors`: the reasons by which a lost row is an error, as training with this model would refuse it; by others it is a warning.
+    """
 
     model: str
     tokenizer: PreTrainedTokenizerBase
     limit: int
+    errors: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +154,13 @@ def added_system(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return None
 
 
-def faults(tokens: Tokens) -> Iterator[Fault]:
-    """Warnings of what training with this model would lose or not learn."""
+def faults(tokens: Tokens, errors: frozenset[str]) -> Iterator[Fault]:
+    """What training with this model would lose or not learn; `errors`: the reasons that are no mere warning."""
     first = {what: lines[0] for what, lines in tokens.lines.items()}
     for reason, count in tokens.dropped.items():
         cut = reason.endswith("after_cut")
         mend = f"Raise max_tokens above {tokens.limit:,}, or shorten the rows" if cut else "Mend these rows, or choose another model"
-        yield Fault(first[reason], reason, f"{_rows(count)} would be dropped in training", mend, warning=True)
+        yield Fault(first[reason], reason, f"{_rows(count)} would be dropped in training", mend, warning=reason not in errors)
     if tokens.cut_trained_rows:
         message = f"{_rows(tokens.cut_trained_rows)} lose{'s' * (tokens.cut_trained_rows == 1)} {tokens.cut_trained:,} tokens that would be learnt to the cut at {tokens.limit:,}, their end among them"
         yield Fault(first["cut_trained_rows"], "answer_cut", message, "Raise max_tokens, or shorten the rows", warning=True)

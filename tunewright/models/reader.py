@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def reader(name: str, max_tokens: int | None = None) -> Reader:
+_REFUSED = frozenset({"template_refused", "template_rewrites_content", "tool_call_not_rendered", "nothing_to_learn", "nothing_to_learn_after_cut"})
+
+
+def reader(name: str, max_tokens: int | None = None, strict: bool = False) -> Reader:
     """The tokenizer of a model, and the most tokens of a row as training takes it: `max_tokens`, else the context, 4,096 at most.
 
+    `strict`: rows that training with this model would refuse to lose are errors; a cut that was chosen loses none.
     Raises BadModel where there is no such model or its files are damaged.
     """
     try:
@@ -27,7 +31,8 @@ def reader(name: str, max_tokens: int | None = None) -> Reader:
     except Exception as error:  # a damaged file brings out errors of every kind in transformers
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise BadModel(f"{name}: transformers cannot load its tokenizer: {reason}", code="model_rejected", param="model") from None
-    return Reader(name, tokenizer, min(longest, max_tokens or 4096))
+    errors = _REFUSED - ({"nothing_to_learn_after_cut"} if max_tokens else set()) if strict else frozenset()
+    return Reader(name, tokenizer, min(longest, max_tokens or 4096), errors)
 
 
 def _nano() -> tuple[PreTrainedTokenizerBase, int]:
