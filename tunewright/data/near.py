@@ -1,6 +1,6 @@
 """Texts -> which are nearly the same: MinHash finds candidates, and each one's shingles are counted before it is said.
 
-`Near` takes texts one by one and keeps 200 bytes of each in memory; the texts themselves wait on disk.
+`Near` takes texts one by one and keeps 100 bytes of each in memory; the texts themselves and most of their sketches wait on disk.
 Source: Broder, On the resemblance and containment of documents (1997); the sketches are rensa's.
 """
 
@@ -21,7 +21,7 @@ ALIKE = 0.8
 MIN_WORDS = 8
 """Shorter texts have too few triples to be nearly the same; equal ones are found otherwise."""
 
-MAX_TEXTS = 2_000_000
+MAX_TEXTS = 1_000_000
 """Texts that are compared; those that come after are not, and the report says so."""
 
 LIKELY = 0.6
@@ -44,7 +44,7 @@ class Near:
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=1 << 24)  # noqa: SIM115 - it lives as long as this
         self._ends: list[NDArray[np.int64]] = [np.zeros(1, np.int64)]
         self._waiting: list[str] = []
-        self._bands: list[NDArray[np.uint32]] = []
+        self._bands: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=1 << 24)  # noqa: SIM115
         self._sketches: list[NDArray[np.uint8]] = []
         self._rows: list[NDArray[np.int64]] = []
         self.lines = array("q")
@@ -85,15 +85,26 @@ class Near:
             made = np.array(digests.to_rows(), np.uint32)
             self._rows.append(first + np.flatnonzero(has))
             self._sketches.append(made[:, :: _PERMUTATIONS // _KEPT].astype(np.uint8))
-            self._bands.append(_fold(made.reshape(len(made), _BANDS, -1)))
+            self._bands.seek(0, 2)
+            self._bands.write(_fold(made.reshape(len(made), _BANDS, -1)).T.tobytes())
 
-    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.uint8], list[NDArray[np.uint32]]]:
-        """(n,) the texts that have triples, (n, kept) their sketches, and their bands in blocks of (some of n, bands)."""
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """(n,) the texts that have triples, (n, kept) their sketches."""
         if self._waiting:
             self._sketch()
         if not self._rows:
-            return np.empty(0, np.int64), np.empty((0, _KEPT), np.uint8), []
-        return np.concatenate(self._rows), np.concatenate(self._sketches), self._bands
+            return np.empty(0, np.int64), np.empty((0, _KEPT), np.uint8)
+        self._sketches = [np.concatenate(self._sketches)]
+        return np.concatenate(self._rows), self._sketches[0]
+
+    def band(self, number: int) -> NDArray[np.uint32]:
+        """(n,) this band of the texts that have triples."""
+        found, start = [np.empty(0, np.uint32)], 0
+        for rows in self._rows:
+            self._bands.seek(4 * (start * _BANDS + number * len(rows)))
+            found.append(np.frombuffer(self._bands.read(4 * len(rows)), np.uint32))
+            start += len(rows)
+        return np.concatenate(found)
 
 
 def candidates(held: Near, known: Near | None = None, likely: float = LIKELY) -> tuple[Pairs, NDArray[np.float64]]:
@@ -101,14 +112,15 @@ def candidates(held: Near, known: Near | None = None, likely: float = LIKELY) ->
 
     In a large group of texts that agree in a band not all are paired.
     """
-    rows, sketches, bands = held.arrays()
+    rows, sketches = held.arrays()
     before = np.empty(0, np.int64)
     if known:
-        before, others, blocks = known.arrays()
-        sketches, bands = np.concatenate([others, sketches]), blocks + bands
+        before, others = known.arrays()
+        sketches = np.concatenate([others, sketches])
     found, agree = np.empty(0, np.int64), np.empty(0)
     for band in range(_BANDS if len(rows) else 0):
-        pairs = _together(np.concatenate([block[:, band] for block in bands]), len(before) if known else None)
+        own = held.band(band)
+        pairs = _together(np.concatenate([known.band(band), own]), len(before)) if known else _together(own, None)
         pairs = np.setdiff1d(pairs, found)
         share = _agree(sketches, pairs)
         found = np.concatenate([found, pairs[share >= likely]])
