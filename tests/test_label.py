@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score
+from transformers import BertConfig, BertForSequenceClassification
 
 import tiny
 from tunewright.cli import main
@@ -82,6 +83,25 @@ def test_suggestions_the_least_sure_first_and_the_labelled_rows_as_evidence(mode
     for row in rows:
         assert row["label"] is None and row["text"] == f"row {row['line'] - 1}"
         assert max(row["probabilities"].values()) == pytest.approx(row["confidence"], abs=1e-4) and row["suggestion"] in LABELS
+
+
+def test_a_classifiers_suggestions_are_those_of_its_head(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    names = {0: "complaint", 1: "praise", 2: "question"}
+    shape = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "pad_token_id": 0}
+    bert = BertForSequenceClassification(BertConfig(**shape, id2label=names, label2id={v: k for k, v in names.items()})).eval()
+    with torch.no_grad():
+        bert.classifier.weight.mul_(200)
+    loaded = Loaded(bert, tiny.tokenizer(), "tiny", Path())
+    texts = ["My kettle leaks", "thank you", "when does it ship"] * 4
+    asked = questions(jsonl(tmp_path / "a.jsonl", *(text(f"{one} {i}") for i, one in enumerate(texts)), text("it is good", "praise")))
+    found = suggest(loaded, asked, list(loaded.labels))
+    assert found.masses == pytest.approx([1.0] * 12) and [label for label, *_ in found.known] == ["praise"]
+    for row in found.rows:
+        with torch.no_grad():
+            chances = bert(**loaded.tokenizer(row["text"], return_tensors="pt")).logits[0].softmax(-1)
+        assert row["suggestion"] == names[int(chances.argmax())] and row["confidence"] == pytest.approx(float(chances.max()), abs=1e-5)
+    assert len({row["confidence"] for row in found.rows}) > 3
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tunewright.cli.display import printable
-from tunewright.errors import BadConfig, Problem
+from tunewright.errors import BadConfig, BadModel, Problem
 
 if TYPE_CHECKING:
     from tunewright.data.labels import Asked
@@ -34,10 +34,17 @@ def suggest(file: Path, model: str, out: Path, labels: str | None, labels_from: 
     if out.exists():
         raise BadConfig(f"{out} exists already; name a new file", code="file_exists", param="--out")
     asked = questions(file)
-    names = _names(asked, labels, labels_from, model)
+    loaded = load(model)
+    if loaded.task == "text_to_text":
+        raise BadModel(
+            f"{model} turns one text into another; labels come from one that classifies or answers", code="task_needs_another_model", param="model"
+        )
+    if loaded.task == "classification" and (labels or labels_from):
+        raise BadConfig(f"{model} classifies by labels of its own; leave --labels and --labels-from out", code="options_clash", param="--labels")
+    names = list(loaded.labels) if loaded.task == "classification" else _names(asked, labels, labels_from, model)
     console = Console(stderr=as_json)
     with console.status(f"asking {model} about {len(asked):,} rows and {len(names):,} labels"):
-        made = suggest(load(model), asked, names)
+        made = suggest(loaded, asked, names)
     write_suggestions(out, made.rows)
     evidence = agreement([a for a, *_ in made.known], [b for _, b, _ in made.known]) if len(made.known) > 1 else {}
     levels = _by_confidence(made.known)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunewright.data.example import Example, Labelled, input_and_answer
+from tunewright.data.example import Example, input_and_answer
 from tunewright.data.findings import Notes, quoted
 from tunewright.data.formats import parse
 from tunewright.data.jsonl import Record
@@ -163,7 +163,7 @@ def matched(one: Path, other: Path) -> tuple[list[str], list[str], int]:
         found: dict[object, str] = {}
         seen: dict[object, int] = {}
         for asked in questions(path):
-            given = asked.stand_in.text if isinstance(asked.stand_in, Labelled) else input_and_answer(asked.stand_in)[0]
+            given = input_and_answer(asked.stand_in)[0]
             seen[given] = seen.get(given, 0) + 1
             if asked.label is not None:
                 found[given, seen[given]] = asked.label

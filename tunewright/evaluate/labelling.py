@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tunewright.data import classes
+from tunewright.data.classes import encode
 from tunewright.data.labels import Asked, suggestion
 from tunewright.data.rows import Fields
-from tunewright.data.tokens import NotRenderable, Row, render
+from tunewright.data.tokens import NotRenderable, Row, TextRow, render
 from tunewright.evaluate.verdict import Array, Estimate, Metric, estimates
 
 if TYPE_CHECKING:
@@ -37,9 +39,10 @@ class Suggestions:
 
 
 def suggest(loaded: Loaded, asked: Sequence[Asked], labels: Sequence[str]) -> Suggestions:
-    """Have a model label rows; `confidence` is its probability for the suggested label among all of them."""
+    """Have a model label rows; `confidence` is its probability for the suggested label among all of them. For a classifier `labels` are its own."""
     made = Suggestions([], [], [], [])
-    for one, chances in zip(asked, log_chances(loaded, [one.example for one in asked], labels), strict=True):
+    judged = by_head(loaded, asked) if loaded.task == "classification" else log_chances(loaded, [one.example for one in asked], labels)
+    for one, chances in zip(asked, judged, strict=True):
         if chances is None:
             made.left_out.append(one.row.line)
             continue
@@ -73,6 +76,17 @@ def log_chances(loaded: Loaded, ask: Sequence[Callable[[str], Example]], labels:
         found = -np.array([scored[i] for i in range(len(rows))]).reshape(-1, len(labels))
         at = iter(found)
         yield from (next(at) if one else None for one in whole)
+
+
+def by_head(loaded: Loaded, asked: Sequence[Asked]) -> Iterator[Array]:
+    """For each row the log-probability (labels,) of a classifier's own labels, in its order. A text beyond its context is cut, as in training."""
+    from tunewright.models import classify
+
+    rows = []
+    for one in asked:
+        ids, types, _ = encode(classes.labelled(one.stand_in), loaded.tokenizer, loaded.context)
+        rows.append(TextRow(ids, 0, types, one.row.line))
+    yield from classify.log_chances(loaded.model, rows)
 
 
 def _rendered(ask: Callable[[str], Example], labels: Sequence[str], loaded: Loaded, most: int) -> list[Row] | None:
