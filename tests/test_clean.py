@@ -101,6 +101,13 @@ def test_only_texts_are_edited_and_masking_reaches_everything(tmp_path: Path) ->
     assert masked == json.dumps(row).replace("a@b.org", "[EMAIL_1]")
 
 
+def test_two_texts_and_a_source_with_its_target_are_texts(tmp_path: Path) -> None:
+    two = {"premise": "a  b", "hypothesis": "c  d", "label": "x"}
+    assert cleaned(tmp_path, ["whitespace"], two).rows[0].fields == {"premise": "a b", "hypothesis": "c d", "label": "x"}
+    assert cleaned(tmp_path, ["whitespace"], {"source": "a  b", "target": "c  d"}).rows[0].fields == {"source": "a b", "target": "c d"}
+    assert cleaned(tmp_path, ["missing"], two, two | {"hypothesis": ""}).dropped == {"missing_hypothesis": 1}
+
+
 def test_masks_are_the_same_for_the_same_value_and_new_to_the_file(tmp_path: Path) -> None:
     rows = [
         text("I am [EMAIL_3], call +49 30 1234567"),

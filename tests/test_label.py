@@ -107,7 +107,7 @@ def test_a_classifiers_suggestions_are_those_of_its_head(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("record", "label"),
     [
-        (text("a", "x"), "x"), (text("a"), None), (text("a", " "), None), (text("a", True), "true"), (text("a", 2), "2"), ({"text": "a"}, None),
+        (text("a", "x"), "x"), (text("a"), None), (text("a", " "), None), (text("a", True), "true"), (text("a", 2), "2"), ({"text": "a"}, None), ({"premise": "a", "hypothesis": "b", "label": "x"}, "x"), ({"sentence1": "a", "sentence2": "b"}, None),
         ({"prompt": "a", "completion": " x"}, " x"), ({"prompt": "a"}, None),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}]}, "x"),
         ({"messages": [{"role": "user", "content": "a"}]}, None),

@@ -17,6 +17,7 @@ import numpy as np
 
 from tunewright.data.content import own_text
 from tunewright.data.example import Example, Labelled, input_and_answer
+from tunewright.data.formats import TEXT_PAIRS
 from tunewright.data.mend import is_missing
 from tunewright.data.near import near
 from tunewright.data.recipe import Conflicts, Drop, Duplicates, Errors, Language, Length, Missing, NearDuplicates, Outliers
@@ -24,7 +25,18 @@ from tunewright.data.rows import Fields, RawRow
 
 Dropped = dict[int, str]
 
-_NEEDED = ("text", "label", "completion", "chosen", "rejected", "instruction", "output", "question", "answer")
+_NEEDED = (
+    "text",
+    "label",
+    "completion",
+    "chosen",
+    "rejected",
+    "instruction",
+    "output",
+    "question",
+    "answer",
+    *(name for names in TEXT_PAIRS for name in names),
+)
 # What `check` says of a row that has no text where one is needed.
 _ABSENT = {"missing_key", "no_content", "no_messages", "no_assistant_turn"}
 

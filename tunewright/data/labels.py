@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunewright.data.example import Example, input_and_answer
 from tunewright.data.findings import Notes, quoted
-from tunewright.data.formats import parse
+from tunewright.data.formats import TEXT_PAIRS, parse
 from tunewright.data.jsonl import Record
 from tunewright.data.rows import Fields, RawRow, encoded, read_rows
 from tunewright.errors import BadConfig, BadData, Fault
@@ -49,7 +49,7 @@ def label_of(fields: Fields) -> str | None:
         last = turns[-1] if isinstance(turns, list) and turns and isinstance(turns[-1], dict) else {}
         label = last.get("content") if last.get("role") == "assistant" else None
     else:
-        label = fields.get("label" if "text" in fields else "completion")
+        label = fields.get(_key(fields))
     if isinstance(label, int):
         return str(label).lower()
     return label if isinstance(label, str) and label.strip() else None
@@ -60,7 +60,11 @@ def labelled(fields: Fields, label: str) -> Fields:
     if isinstance(turns := fields.get("messages"), list):
         before = turns[:-1] if turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant" else turns
         return {**fields, "messages": [*before, {"role": "assistant", "content": label}]}
-    return {**fields, "label" if "text" in fields else "completion": label}
+    return {**fields, _key(fields): label}
+
+
+def _key(fields: Fields) -> str:
+    return "label" if any(first in fields for first, _ in TEXT_PAIRS) else "completion"
 
 
 def questions(path: Path) -> list[Asked]:

@@ -117,8 +117,9 @@ def sound(path: Path, as_format: Format | None = None) -> tuple[list[RawRow], li
 
 
 _TEXTS = {
-    *("text", "label", "prompt", "completion", "chosen", "rejected", "instruction", "input", "output", "question", "answer", "system"),
-    *("history", "messages", "conversations", "preferred_output", "non_preferred_output", "content", "value"),
+    *("text", "label", "prompt", "completion", "chosen", "rejected", "instruction", "input", "output", "question", "answer", "system", "history"),
+    *("text_pair", "sentence1", "sentence2", "premise", "hypothesis"),
+    *("messages", "conversations", "preferred_output", "non_preferred_output", "content", "value"),
 }
 _STRUCTURE = {"role", "from", "type", "id", "tool_call_id", "name", "weight"}
 
@@ -136,11 +137,10 @@ def _edited(value: Any, change: Callable[[str, str], str], everywhere: bool, key
     if isinstance(value, str):
         return change(value, key)
     if isinstance(value, dict):
-        is_text_part = value.get("type") == "text"
+        # Without a target, a source is where a row comes from.
+        more = {"source", "target"} if "source" in value and "target" in value else set()
         new = {
-            name: _edited(item, change, everywhere, name)
-            if (name not in _STRUCTURE if everywhere else name in _TEXTS or (is_text_part and name == "text"))
-            else item
+            name: _edited(item, change, everywhere, name) if (name not in _STRUCTURE if everywhere else name in _TEXTS or name in more) else item
             for name, item in value.items()
         }
         return value if all(new[name] is value[name] for name in value) else new
