@@ -13,7 +13,8 @@ import torch
 
 from tunewright.config import Prices
 from tunewright.data.sampler import steps, steps_per_epoch
-from tunewright.data.tokens import Item
+from tunewright.data.tokens import Item, Row
+from tunewright.models.forward import size_of
 from tunewright.models.tuning import trained
 from tunewright.train import memory
 from tunewright.train import peak as peaks
@@ -61,7 +62,7 @@ class Pace:
 
 def sizes(run: Run, items: list[Item]) -> list[int]:
     """Computed tokens of each micro-batch that items are cut into."""
-    return [batch.ids.numel() for _, batch in run.batches(items)]
+    return [size_of(batch) for _, batch in run.batches(items)]
 
 
 def left(run: Run, done: int, epochs_done: int, samples: int = _SAMPLED_STEPS) -> Work:
@@ -76,7 +77,7 @@ def left(run: Run, done: int, epochs_done: int, samples: int = _SAMPLED_STEPS) -
     cuts = [sizes(run, items) for items in sample]
     share = sum(map(sum, cuts)) / max(1, sum(_lengths(items).sum() for items in sample))
     all_read = int(read.mean() * to_do) if len(read) else 0
-    learnt = sum(int(row.trained[1:].sum()) for item in run.rows for row in item.rows)
+    learnt = sum(int(row.trained[1:].sum()) if isinstance(row, Row) else row.learnt for item in run.rows for row in item.rows)
     epochs = to_do / steps_per_epoch(len(run.rows), plan.batch_size)
     return Work(
         steps=to_do,
@@ -91,7 +92,7 @@ def left(run: Run, done: int, epochs_done: int, samples: int = _SAMPLED_STEPS) -
 
 
 def _lengths(items: Sequence[Item]) -> np.ndarray:
-    return np.array([sum(len(row.ids) for row in item.rows) for item in items])
+    return np.array([sum(len(row) for row in item.rows) for item in items])
 
 
 def _validation(run: Run, share: float, done: int, epochs_done: int) -> int:
