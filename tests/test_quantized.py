@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 
 import tiny
+from tunewright.cli.evaluate import rounded
 from tunewright.config import Lora, TrainConfig
 from tunewright.data.tokens import Row
 from tunewright.errors import BadConfig, BadModel
@@ -184,6 +185,9 @@ def test_interrupted_equals_uninterrupted_and_is_served_alike(data, bases, tmp_p
     assert float(found.mean()) == pytest.approx(valid, rel=1e-5 if bits == 4 else 1e-3)
     assert len(answers(served.model, served.tokenizer, [[5, 6, 7], [8]], 4)) == 2
     assert f"held in {bits} bits" in (tmp_path / "whole/README.md").read_text()
+    whole = str(tmp_path / "whole")
+    assert f"Before: the base in full; after: the base in {bits} bits" in (rounded(base, whole) or "")
+    assert rounded(whole, whole) is rounded(base, base) is None
     # peft's own format: plain peft lays it on the base in full, which is another rounding.
     plain = PeftModel.from_pretrained(load(base).model, str(tmp_path / "whole" / "model")).eval()
     assert torch.equal(plain.get_parameter(LORA), served.model.get_parameter(LORA))

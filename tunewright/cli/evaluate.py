@@ -46,6 +46,22 @@ def evaluate(data: Path, model: str, before: str | None, generate: bool, answers
         print_labels(console, after)
     for line in notes(len(examples), after):
         console.print(line, style="yellow", highlight=False, markup=False)
+    if earlier and (said := rounded(earlier, model)):
+        console.print(said, style="yellow", highlight=False, markup=False)
+
+
+def rounded(before: str, after: str) -> str | None:
+    """What to know of a comparison of two models whose bases are not held in the same bits: the difference holds the rounding too."""
+    from tunewright.models.load import find
+    from tunewright.models.quantized import recorded
+
+    bits = [recorded(find(name), name) for name in (before, after)]
+    held = [f"in {each} bits" if each else "in full" for each in bits]
+    return (
+        None
+        if bits[0] == bits[1]
+        else f"Before: the base {held[0]}; after: the base {held[1]}, as it was learnt. The difference holds the rounding too"
+    )
 
 
 def base_of(model: str) -> str | None:

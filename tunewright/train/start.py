@@ -102,7 +102,7 @@ def start(config: TrainConfig, trial: bool = False) -> Generator[Event, None, Ru
     names = classes.label_names(examples) if task == "classification" else ()
     torch.manual_seed(config.seed)  # a classifier's head is drawn as it is loaded
     loaded = load(config.model, bits=getattr(config.tuning, "bits", None), task=task, labels=names)
-    limit = min(_room(config, loaded.context), 4096 if config.max_tokens == "auto" else config.max_tokens)
+    limit = min(_room(config, loaded.context + virtual.count(loaded.model)), 4096 if config.max_tokens == "auto" else config.max_tokens)
     training, validation = (_tokenized(loaded, some, limit) for some in (examples, held_out))
     chosen = config.max_tokens != "auto"
     yield from ledger("training", found, training, limit, config.max_lost, chosen)
