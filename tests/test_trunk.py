@@ -5,12 +5,14 @@ import json
 import math
 import resource
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import test_classification
 import tiny
 from test_dpo import pairs
 from test_train import killed_after
@@ -32,6 +34,7 @@ def data(tmp_path_factory) -> Path:
     return path
 
 
+ENCODERS = {kind: partial(tiny.encoder, kind) for kind in ("bert", "roberta", "distilbert")}
 MODELS = {"llama": tiny.llama, "gpt2": tiny.gpt2, "qwen2": tiny.qwen2, "gemma2": MORE["gemma2"]}
 PADDED = {"sliding window": REFUSED["sees 16 tokens back"], "recurrent": REFUSED["recurrent"]}
 
@@ -43,7 +46,7 @@ def bases(tmp_path_factory):
 
     def base(name: str) -> str:
         if name not in made_:
-            made_[name] = tiny.save(tmp_path_factory.mktemp("base"), made((MODELS | PADDED)[name]))
+            made_[name] = tiny.save(tmp_path_factory.mktemp("base"), made((MODELS | PADDED | ENCODERS)[name]))
         return made_[name]
 
     return base
@@ -215,3 +218,16 @@ def test_where_training_begins():
     assert depth(tuning.apply(tiny.llama(), Prompt(virtual_tokens=3), "x")) == 0
     assert depth(tuning.apply(tiny.llama(), config_.tuning, "x")) == 0
     assert depth(tuning.apply(tiny.llama(), Lora(targets=r".*layers\.1\..*proj"), "x")) == 1
+
+
+@pytest.mark.parametrize(("shape", "layers"), [("bert", 0), ("bert", 1), ("roberta", 1), ("distilbert", 1), ("llama", 0), ("llama", 1)])
+def test_classifiers_start_from_kept_states(bases, tmp_path, shape, layers):
+    data = test_classification.write(tmp_path / "texts.jsonl", test_classification.rows(24, pair=shape == "bert"))
+    base = bases(shape)
+    settings = [f"tuning.layers={layers}", "task=classification", "dropout=0"][: 2 if shape == "llama" else 3]
+    kept, events = run(config(data, base, tmp_path / "kept", *settings))
+    plain, others = run(config(data, base, tmp_path / "plain", *settings, "cache.use=off"))
+    assert said(events)["trunk_kept"] and said(events)["layers"] == 2 - layers
+    assert max(float((kept[name] - value).abs().max()) for name, value in plain.items()) < 1e-6
+    losses = [[event.data["train_loss"] for event in each if "train_loss" in event.data] for each in (events, others)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0][0] > losses[0][-1]

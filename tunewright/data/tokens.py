@@ -65,13 +65,14 @@ class Row:
 class TextRow:
     """A text to classify, as a model sees it. `ids`: (tokens,) int32. `label`: a place among the model's labels.
 
-    `types`: (tokens,) int8, which of two texts a token is of; None where the model takes no such thing.
+    `types`: (tokens,) int8, which of two texts a token is of; None where the model takes no such thing. `kept`: as a Row's.
     """
 
     ids: np.ndarray
     label: int
     types: np.ndarray | None = None
     line: int = 0
+    kept: np.ndarray | None = None
 
     @property
     def rows(self) -> tuple[Any, ...]:  # not TextRow: what works on tokens one after another takes Rows alone, and refuses or never meets these

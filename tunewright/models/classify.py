@@ -12,7 +12,7 @@ import torch
 from tunewright.data.classes import encode
 from tunewright.data.example import Labelled
 from tunewright.data.sampler import micro_batches
-from tunewright.data.tokens import TextRow
+from tunewright.data.tokens import Row, TextRow
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,12 +26,14 @@ class TextBatch:
     """Texts padded on the right to one length.
 
     `ids`, `mask`: (rows, length), the mask 1 where a token stands. `types`: (rows, length) or None. `labels`: (rows,).
+    `kept`: (rows, length), the rows' `TextRow.kept`, if they have one; padding is -1.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
     types: torch.Tensor | None
     labels: torch.Tensor
+    kept: torch.Tensor | None = None
 
 
 def collate_texts(rows: Sequence[TextRow], device: torch.device | str = "cpu") -> TextBatch:
@@ -44,15 +46,29 @@ def collate_texts(rows: Sequence[TextRow], device: torch.device | str = "cpu") -
             types[i, : len(row)] = row.types
     tensors = [torch.from_numpy(x).to(device) for x in (ids, mask, types)]
     labels = torch.tensor([row.label for row in rows], device=device)
-    return TextBatch(tensors[0], tensors[1], None if rows[0].types is None else tensors[2], labels)
+    return TextBatch(tensors[0], tensors[1], None if rows[0].types is None else tensors[2], labels, kept_of(rows, length))
+
+
+def kept_of(rows: Sequence[Row | TextRow], length: int) -> torch.Tensor | None:
+    """(rows, length) where the rows' states are kept, -1 for padding; None where none are."""
+    if any(row.kept is None for row in rows):
+        return None
+    kept = np.full((len(rows), length), -1)
+    for i, row in enumerate(rows):
+        kept[i, : len(row)] = row.kept
+    return torch.from_numpy(kept)
+
+
+def inputs(model: PreTrainedModel | PeftModel, batch: TextBatch) -> dict[str, torch.Tensor]:
+    """What a classifier, or the part of it below the head, is called with."""
+    # RoBERTa counts positions, and a causal classifier finds a text's last token, by the padding token.
+    named = {"input_ids": batch.ids.masked_fill(batch.mask == 0, model.config.pad_token_id), "attention_mask": batch.mask}
+    return named if batch.types is None else {**named, "token_type_ids": batch.types}
 
 
 def class_logits(model: PreTrainedModel | PeftModel, batch: TextBatch) -> torch.Tensor:
     """(rows, labels) what a classifier makes of a batch."""
-    # RoBERTa counts positions, and a causal classifier finds a text's last token, by the padding token.
-    ids = batch.ids.masked_fill(batch.mask == 0, model.config.pad_token_id)
-    types = {} if batch.types is None else {"token_type_ids": batch.types}
-    logits: torch.Tensor = model(input_ids=ids, attention_mask=batch.mask, **types).logits
+    logits: torch.Tensor = model(**inputs(model, batch)).logits
     return logits
 
 

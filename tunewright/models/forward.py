@@ -21,7 +21,7 @@ from tunewright.data.sampler import micro_batches
 from tunewright.data.tokens import Row, SourceRow, TextRow
 from tunewright.models import virtual
 from tunewright.models.attention import Layout, attach, follow, serves
-from tunewright.models.classify import TextBatch, class_logits, collate_texts
+from tunewright.models.classify import TextBatch, class_logits, collate_texts, kept_of
 from tunewright.models.translate import SourceBatch, collate_sources, target_logits
 from tunewright.models.virtual import base_of
 
@@ -95,12 +95,7 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
         trained = torch.from_numpy(row.trained)
         ids[i, : len(tokens)] = tokens
         targets[i, : len(tokens) - 1] = torch.where(trained[1:], tokens[1:], -100)
-    if rows[0].kept is None:
-        return Batch(ids.to(device), targets.to(device))
-    kept = torch.full((len(rows), length), -1)
-    for i, row in enumerate(rows):
-        kept[i, : len(row.ids)] = torch.from_numpy(places(row))
-    return Batch(ids.to(device), targets.to(device), kept)
+    return Batch(ids.to(device), targets.to(device), kept_of(rows, length))
 
 
 def branch(rows: Sequence[Row], device: torch.device | str = "cpu") -> TreeBatch:
@@ -126,7 +121,7 @@ def alone(rows: Sequence[Row], device: torch.device | str = "cpu") -> TreeBatch:
     return replace(TreeBatch(Layout.alone(len(kept), device), *tensors), kept=torch.from_numpy(kept))
 
 
-def places(row: Row) -> np.ndarray:
+def places(row: Row | TextRow) -> np.ndarray:
     """A row's `kept`, which it has."""
     assert row.kept is not None
     return row.kept

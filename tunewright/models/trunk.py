@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from tunewright.models import dropout
 from tunewright.models.attention import follow
-from tunewright.models.forward import Batch, TreeBatch, plain_head
+from tunewright.models.classify import TextBatch, class_logits, inputs
+from tunewright.models.forward import AnyBatch, TreeBatch, plain_head
 from tunewright.models.tuning import stack
 from tunewright.models.virtual import base_of
 
@@ -48,16 +49,13 @@ class Below:
         self.last = layers[cut - 1]
         self.model = _view(base_of(model), layers, [*layers[:cut], *(Pass(layer, form) for layer in layers[cut:])]).base_model
 
-    def __call__(self, batch: Batch | TreeBatch) -> torch.Tensor:
-        """The states that enter layer `cut`, without gradient: (1, T, size) of a tree, (rows, length, size) of padded rows."""
+    def __call__(self, batch: AnyBatch) -> torch.Tensor:
+        """The states that enter layer `cut`, without gradient: (1, T, size) of a tree, (rows, length, size) of padded rows or texts."""
         found: list[torch.Tensor] = []
         handle = self.last.register_forward_hook(lambda _, __, out: found.append(_states(out)))
         try:
             with torch.no_grad():
-                if isinstance(batch, TreeBatch):
-                    follow(self.model, batch.layout)
-                else:
-                    self.model(input_ids=batch.ids, use_cache=False)
+                _call(self.model, batch)
         finally:
             handle.remove()
         return found[0]
@@ -88,7 +86,7 @@ def depth(model: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def wrong(model: PreTrainedModel, cut: int, batch: Batch | TreeBatch) -> str | None:
+def wrong(model: PreTrainedModel, cut: int, batch: AnyBatch) -> str | None:
     """Why a model cannot start from kept states at a cut, tried with a batch; None where the two halves make the whole. Draws random numbers
     where the trunk does."""
     below, top, training = Below(model, cut), Top(model, cut), model.training
@@ -97,7 +95,7 @@ def wrong(model: PreTrainedModel, cut: int, batch: Batch | TreeBatch) -> str | N
     try:
         model.eval()
         states = below(batch)
-        whole, halves = (_last(each, batch) for each in (base_of(model), top.start_from(states)))
+        whole, halves = (_outcome(each, batch) for each in (base_of(model), top.start_from(states)))
         if whole.shape != halves.shape or not torch.allclose(whole, halves, rtol=1e-4, atol=1e-5 * float(whole.abs().max())):
             return "this model's upper layers need more than the states that the lower ones hand them"
         below.model.train()
@@ -109,11 +107,20 @@ def wrong(model: PreTrainedModel, cut: int, batch: Batch | TreeBatch) -> str | N
     return None
 
 
-def _last(base: PreTrainedModel, batch: Batch | TreeBatch) -> torch.Tensor:
-    """What the head is given."""
-    base = base.base_model
-    out = follow(base, batch.layout) if isinstance(batch, TreeBatch) else base(input_ids=batch.ids, use_cache=False)
-    return out.last_hidden_state.float()
+def _call(base: torch.nn.Module, batch: AnyBatch) -> Any:
+    """What a model without its head makes of a batch."""
+    match batch:
+        case TreeBatch():
+            return follow(base, batch.layout)
+        case TextBatch():
+            return base(**inputs(base, batch))
+        case _:
+            return base(input_ids=batch.ids, use_cache=False)
+
+
+def _outcome(base: PreTrainedModel, batch: AnyBatch) -> torch.Tensor:
+    """What the loss sees: what the head is given, or labels' logits."""
+    return class_logits(base, batch).float() if isinstance(batch, TextBatch) else _call(base.base_model, batch).last_hidden_state.float()
 
 
 def _outputs(model: PreTrainedModel) -> list[Any]:

@@ -21,9 +21,9 @@ import torch
 
 from tunewright.data import tree
 from tunewright.data.sampler import micro_batches
-from tunewright.data.tokens import Item, Row, RowPair
+from tunewright.data.tokens import Item, Row, RowPair, TextRow
 from tunewright.event import Event
-from tunewright.models.forward import AnyBatch, Batch, TreeBatch, alone, branch, collate, places
+from tunewright.models.forward import AnyBatch, TreeBatch, alone, batches, places
 from tunewright.models.trunk import Below, Top, depth, wrong
 from tunewright.models.tuning import stack
 from tunewright.train.folder import sha256, write_json
@@ -60,7 +60,7 @@ class Kept:
 
     def enter(self, batch: AnyBatch, model: PreTrainedModel) -> PreTrainedModel:
         """What to call with the batch in the model's place."""
-        assert isinstance(batch, Batch | TreeBatch) and batch.kept is not None
+        assert batch.kept is not None
         states = self.states[batch.kept.clamp_min(0)].to(batch.ids.device)
         self.top.model.train(model.training)
         return self.top.start_from(states[None] if isinstance(batch, TreeBatch) else states)
@@ -73,8 +73,6 @@ def keep(run: Run) -> Iterator[Event]:
         return
     cut = depth(run.model)
     try:
-        if run.task != "chat":
-            raise _Not(f"states are kept for models that write one token after another, and the task is {run.task}" if wanted.use == "on" else "")
         if not cut:
             raise _Not("the layers below those that train are not frozen" if wanted.use == "on" else "")
         yield from _keep(run, cut, folder)
@@ -148,19 +146,21 @@ def _placed(items: Sequence[Item], shared: bool, by_itself: bool) -> tuple[list[
     return marked, count
 
 
-def _lay_out(run: Run, rows: Sequence[Row]) -> Batch | TreeBatch:
-    device = next(run.model.parameters()).device
-    return branch(rows, device) if run.shared else collate(rows, device)
+def _lay_out(run: Run, rows: Sequence[Row | TextRow]) -> AnyBatch:
+    """All of them as one batch."""
+    return next(batches(rows, sum(len(row) for row in rows) * len(rows), run.shared, next(run.model.parameters()).device))[1]
 
 
 def _precision(run: Run) -> torch.autocast:
     return torch.autocast(next(run.model.parameters()).device.type, torch.bfloat16, enabled=run.plan.precision == "bf16")
 
 
-def _compute(run: Run, below: Below, rows: list[Row], states: torch.Tensor, record: dict[str, Any], folder: Path) -> Iterator[Event]:
+def _compute(run: Run, below: Below, rows: list[Row | TextRow], states: torch.Tensor, record: dict[str, Any], folder: Path) -> Iterator[Event]:
     """Fill `states`, group by group. Progress is written down only after what it speaks of has reached the disk."""
     budget = run.plan.micro_batch_tokens
-    groups = tree.micro([[row] for row in rows], budget) if run.shared else micro_batches([len(row.ids) for row in rows], budget)
+    groups = (
+        tree.micro([[row] for row in rows if isinstance(row, Row)], budget) if run.shared else micro_batches([len(row.ids) for row in rows], budget)
+    )
     training, said = run.model.training, time.monotonic()
     run.model.eval()
     for done, group in enumerate(groups[record["groups"] :], record["groups"] + 1):
@@ -220,7 +220,7 @@ def _reserve(folder: Path, need: int, limit_gb: float) -> None:
         raise _Not(f"the states of its frozen layers cannot be written to {folder}: {error.strerror}") from None
 
 
-def _key(run: Run, below: Below, rows: Sequence[Row], cut: int) -> str:
+def _key(run: Run, below: Below, rows: Sequence[Row | TextRow], cut: int) -> str:
     """The hash of all that the states are a function of."""
     digest = hashlib.sha256()
     how = [run.shared, cut, run.plan.precision, run.plan.threads, run.plan.micro_batch_tokens, torch.__version__]
@@ -233,4 +233,6 @@ def _key(run: Run, below: Below, rows: Sequence[Row], cut: int) -> str:
     for row in rows:
         digest.update(len(row.ids).to_bytes(4, "little") + np.ascontiguousarray(row.ids).tobytes())
         digest.update(np.ascontiguousarray(places(row)).tobytes())
+        if isinstance(row, TextRow) and row.types is not None:
+            digest.update(np.ascontiguousarray(row.types).tobytes())
     return digest.hexdigest()
