@@ -22,6 +22,7 @@ from tunewright.data.tokens import Row, SourceRow, TextRow
 from tunewright.models import virtual
 from tunewright.models.attention import Layout, attach, follow, serves
 from tunewright.models.classify import TextBatch, class_logits, collate_texts, kept_of
+from tunewright.models.last import short
 from tunewright.models.translate import SourceBatch, collate_sources, target_logits
 from tunewright.models.virtual import base_of
 
@@ -195,16 +196,17 @@ def _score_tree(model: PreTrainedModel, batch: TreeBatch, smoothing: float) -> S
     """A state at a fork predicts several tokens, and a trained token that rows share counts for each of them."""
     attach(model)
     inputs = virtual.inputs(model, batch.ids)
+    base = short(base_of(model), batch.needed, batch.ids.shape[1])
     at_once = max(LEAST_TOKENS, MOST_LOGITS // model.config.get_text_config().vocab_size)
     if len(batch.state) > at_once and (head := plain_head(model)):
-        hidden = follow(base_of(model).base_model, batch.layout, **inputs).last_hidden_state[0, batch.needed[batch.state]]
+        hidden = follow(base.base_model, batch.layout, **inputs).last_hidden_state[0, batch.needed[batch.state]]
         parts = [
             checkpoint(lambda some, target: _nll(head(some), target, smoothing), some, target, use_reentrant=False, preserve_rng_state=False)
             for some, target in zip(hidden.split(at_once), batch.target.split(at_once), strict=True)
         ]
         nll, correct = (torch.cat(each) for each in zip(*parts, strict=True))
     else:
-        logits = follow(base_of(model), batch.layout, **inputs, logits_to_keep=batch.needed).logits[0]
+        logits = follow(base, batch.layout, **inputs, logits_to_keep=batch.needed).logits[0]
         nll, correct = _nll(logits if len(batch.state) == len(batch.needed) else logits[batch.state], batch.target, smoothing)
     return Scores(nll[batch.pair], correct[batch.pair], batch.row)
 

@@ -6,7 +6,6 @@ Both are views of the model: they share every module with it but for the layers 
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -16,7 +15,9 @@ from tunewright.models import dropout
 from tunewright.models.attention import follow
 from tunewright.models.classify import TextBatch, class_logits, inputs
 from tunewright.models.forward import AnyBatch, TreeBatch, plain_head
+from tunewright.models.last import shortened
 from tunewright.models.tuning import stack
+from tunewright.models.view import view
 from tunewright.models.virtual import base_of
 
 
@@ -26,14 +27,14 @@ class Pass(torch.nn.Module):
     def __init__(self, layer: torch.nn.Module, form: int | None) -> None:
         super().__init__()
         # Not as a submodule: its weights are not this module's. What the model asks of a layer beside calling it, the layer answers.
-        self.__dict__["layer"], self.form = layer, form
+        self.__dict__["stands_for"], self.form = layer, form
         self.states: torch.Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(self.__dict__["layer"], name)
+            return getattr(self.__dict__["stands_for"], name)
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         """The stored states, or its input."""
@@ -47,7 +48,7 @@ class Below:
     def __init__(self, model: PreTrainedModel, cut: int) -> None:
         layers, form = stack(model), _form(model)
         self.last = layers[cut - 1]
-        self.model = _view(base_of(model), layers, [*layers[:cut], *(Pass(layer, form) for layer in layers[cut:])]).base_model
+        self.model = view(base_of(model), layers, [*layers[:cut], *(Pass(layer, form) for layer in layers[cut:])]).base_model
 
     def __call__(self, batch: AnyBatch) -> torch.Tensor:
         """The states that enter layer `cut`, without gradient: (1, T, size) of a tree, (rows, length, size) of padded rows or texts."""
@@ -67,8 +68,10 @@ class Top:
     def __init__(self, model: PreTrainedModel, cut: int) -> None:
         layers, form = stack(model), _form(model)
         self.passes = [Pass(layer, form) for layer in layers[:cut]]
-        self.model = _view(base_of(model), layers, [*self.passes, *layers[cut:]])
-        plain_head(self.model)  # found out now, while no states stand in the way
+        self.model = view(base_of(model), layers, [*self.passes, *layers[cut:]])
+        # Both are found out with tokens of their own, so now, while no states stand in the way.
+        plain_head(self.model)
+        shortened(self.model)
 
     def start_from(self, states: torch.Tensor | None) -> PreTrainedModel:
         """The view, whose next call begins with `states` in place of what it would compute from ids; None: with its embeddings."""
@@ -145,14 +148,3 @@ def _form(model: PreTrainedModel) -> int | None:
 
 def _states(out: Any) -> torch.Tensor:
     return out[0] if isinstance(out, tuple) else out
-
-
-def _view(module: Any, old: torch.nn.ModuleList, new: list[torch.nn.Module]) -> Any:
-    """A module whose list of layers is another one; all that does not hold the list is shared."""
-    if module is old:
-        return torch.nn.ModuleList(new)
-    if not any(child is old for child in module.modules()):
-        return module
-    twin = copy.copy(module)
-    twin._modules = {name: child and _view(child, old, new) for name, child in module._modules.items()}
-    return twin

@@ -63,7 +63,8 @@ def stack(model: PreTrainedModel) -> torch.nn.ModuleList:
 
 
 def _longest(model: torch.nn.Module) -> torch.nn.ModuleList:
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len({type(layer) for layer in m}) == 1]
+    # One class, those counted that stand for one (`trunk.Pass`).
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len({type(vars(each).get("stands_for", each)) for each in m}) == 1]
     return max(lists, key=len)
 
 
