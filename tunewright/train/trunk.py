@@ -24,6 +24,7 @@ from tunewright.data.sampler import micro_batches
 from tunewright.data.tokens import Item, Row, RowPair, TextRow
 from tunewright.event import Event
 from tunewright.models.forward import AnyBatch, TreeBatch, alone, batches, places
+from tunewright.models.translate import SourceBatch
 from tunewright.models.trunk import Below, Top, depth, wrong
 from tunewright.models.tuning import stack
 from tunewright.train.folder import sha256, write_json
@@ -60,8 +61,7 @@ class Kept:
 
     def enter(self, batch: AnyBatch, model: PreTrainedModel) -> PreTrainedModel:
         """What to call with the batch in the model's place."""
-        assert batch.kept is not None
-        states = self.states[batch.kept.clamp_min(0)].to(batch.ids.device)
+        states = self.states[_places(batch).clamp_min(0)].to(batch.ids.device)
         self.top.model.train(model.training)
         return self.top.start_from(states[None] if isinstance(batch, TreeBatch) else states)
 
@@ -74,7 +74,8 @@ def keep(run: Run) -> Iterator[Event]:
     cut = depth(run.model)
     try:
         if not cut:
-            raise _Not("the layers below those that train are not frozen" if wanted.use == "on" else "")
+            text = "an encoder-decoder's layers read two texts" if run.task == "text_to_text" else "the layers below those that train are not frozen"
+            raise _Not(text if wanted.use == "on" else "")
         yield from _keep(run, cut, folder)
     except _Not as reason:
         shutil.rmtree(folder, ignore_errors=True)
@@ -151,6 +152,11 @@ def _lay_out(run: Run, rows: Sequence[Row | TextRow]) -> AnyBatch:
     return next(batches(rows, sum(len(row) for row in rows) * len(rows), run.shared, next(run.model.parameters()).device))[1]
 
 
+def _places(batch: AnyBatch) -> torch.Tensor:
+    assert not isinstance(batch, SourceBatch) and batch.kept is not None
+    return batch.kept
+
+
 def _precision(run: Run) -> torch.autocast:
     return torch.autocast(next(run.model.parameters()).device.type, torch.bfloat16, enabled=run.plan.precision == "bf16")
 
@@ -168,8 +174,7 @@ def _compute(run: Run, below: Below, rows: list[Row | TextRow], states: torch.Te
         batch = _lay_out(run, [rows[i] for i in group])
         with _precision(run):
             found = below(batch)
-        assert batch.kept is not None
-        at = batch.kept.reshape(-1)
+        at = _places(batch).reshape(-1)
         states[at[at >= 0]] = found.reshape(len(at), -1).cpu()[at >= 0]
         record |= {"groups": done, "seconds": record["seconds"] + time.perf_counter() - begun}
         if time.monotonic() - said > SAY_SECONDS and done < len(groups):
