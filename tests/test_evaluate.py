@@ -84,9 +84,10 @@ def test_known_answers_are_counted_by_hand() -> None:
 
 
 def test_what_is_not_measured_is_named() -> None:
-    tokenizer = tiny.tokenizer()
+    calls = "{% for call in m['tool_calls'] or [] %}{{ call['function']['name'] }}{% endfor %}"
+    tokenizer = tiny.tokenizer(tiny.CHATML.replace("<|im_end|>", calls + "<|im_end|>", 1))
     said = Message("assistant", "yes", True)
-    call = Message("assistant", "", True, {"tool_calls": [{"function": {"name": "<|im_start|>", "arguments": "{}"}}]})
+    call = Message("assistant", "", True, {"tool_calls": [{"function": {"name": "switch", "arguments": "{}"}}]})
     examples = [
         Chat((Message("user", "hi"), said), 1),
         Chat((Message("user", "word " * 80), said), 2),

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunewright.data.example import Chat, Completion, Example, Labelled, Message, Pair
-from tunewright.errors import BadModel, Problem
+from tunewright.data.turns import NotRenderable as NotRenderable
+from tunewright.data.turns import Rendering, Span, apply_template, run_template
+from tunewright.errors import BadModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -152,12 +154,6 @@ class Tokenized:
         return sum(row.learnt for item in self.rows for row in item.rows)
 
 
-class NotRenderable(Problem):
-    """A chat template cannot say this example without changing or losing part of it."""
-
-    exit_code = 3
-
-
 def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tokenized:
     """Render every example. Rows longer than `max_tokens` are cut at the end, as the hosted service does it.
 
@@ -192,7 +188,7 @@ def ends(row: Row, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def rendered_text(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> str:
     """A chat as the chat template writes it. Raises NotRenderable."""
-    return _run_template(chat, [message.content for message in chat.messages], tokenizer, False, None)
+    return run_template(chat, [message.content for message in chat.messages], tokenizer, False, None)
 
 
 def rendered(examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Example, list[Row] | NotRenderable]]:
@@ -221,14 +217,14 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase) -> Row:
 def _render(examples: Sequence[Chat | Completion | Labelled], tokenizer: PreTrainedTokenizerBase) -> list[Row | NotRenderable]:
     """A row of each, or why there is none."""
     rows: dict[int, Row | NotRenderable] = {}
-    chats: list[tuple[int, str, list[_Span]]] = []
+    chats: list[tuple[int, Rendering]] = []
     for at, example in enumerate(examples):
         if not isinstance(example, Completion):
             try:
-                chats.append((at, *_apply_template(as_chat(example), tokenizer, generation=False)))
+                chats.append((at, apply_template(as_chat(example), tokenizer, generation=False)))
             except NotRenderable as problem:
                 rows[at] = problem
-    for (at, _, _), (ids, trained) in zip(chats, _encode([chat[1:] for chat in chats], tokenizer), strict=True):
+    for (at, _), (ids, trained) in zip(chats, _encode([chat for _, chat in chats], tokenizer), strict=True):
         rows[at] = Row(np.array(ids, np.int32), trained, examples[at].line)
     completions = [(at, example) for at, example in enumerate(examples) if isinstance(example, Completion)]
     texts = _plain([text for _, one in completions for text in (one.prompt, one.completion)], tokenizer)
@@ -257,7 +253,7 @@ def next_turn(chat: Chat, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
 
     `renderer` runs the template in a process of its own. Raises NotRenderable, and with a renderer Problem `invalid_chat_template`.
     """
-    return _encode([_apply_template(chat, tokenizer, generation=True, renderer=renderer)], tokenizer)[0][0]
+    return _encode([apply_template(chat, tokenizer, generation=True, renderer=renderer)], tokenizer)[0][0]
 
 
 def expected(example: Example) -> str | None:
@@ -298,108 +294,28 @@ def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Characters `start` to `end` of a rendered chat are a message's content. `trained`: the assistant's, to be learnt."""
-
-    start: int
-    end: int
-    trained: bool
-
-
 def _last_answer(chat: Chat) -> int | None:
     answers = [i for i, message in enumerate(chat.messages) if message.role == "assistant"]
     return answers[-1] if answers else None
 
 
-def _apply_template(chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: bool, renderer: Renderer | None = None) -> tuple[str, list[_Span]]:
-    """Render a chat and say where each message's content stands.
+def _encode(chats: Sequence[Rendering], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], np.ndarray]]:
+    """Ids and mask of rendered chats.
 
-    The template runs twice: over the messages as they are, and with each content replaced by a mark of
-    private-use characters that no text holds. Putting the contents back must give the first rendering;
-    where a template trims its contents the trimmed ones are tried. Otherwise the template rewrites what
-    the messages say, no one knows which of its tokens are the answer, and the row is refused by name.
-    """
-    marks = [f"\ue000{i}\ue001" for i in range(len(chat.messages))]
-    contents = [message.content for message in chat.messages]
-    plain = _run_template(chat, contents, tokenizer, generation, renderer)
-    # An empty content is marked too, unless the template treats "nothing said" as something else (a tool call, say).
-    for shown in (marks, [mark if content else "" for mark, content in zip(marks, contents, strict=True)]):
-        marked = _run_marked(chat, shown, tokenizer, generation, renderer)
-        for candidate in (contents, [content.strip() for content in contents]):
-            text, spans = _put_back(marked, marks, candidate, chat.messages)
-            if text == plain:
-                return text, spans
-    raise NotRenderable(
-        f"line {chat.line}: the chat template changes what the messages say, so what is learnt cannot be marked. "
-        "Choose a model whose template keeps contents as they are",
-        code="template_rewrites_content",
-    )
-
-
-def _run_marked(chat: Chat, shown: list[str], tokenizer: PreTrainedTokenizerBase, generation: bool, renderer: Renderer | None) -> str:
-    """The rendering with marks, which chats of the same roles have in common."""
-    if renderer or chat.tools or any(message.extra for message in chat.messages):
-        return _run_template(chat, shown, tokenizer, generation, renderer)
-    return _same_roles(tokenizer, str(tokenizer.chat_template), tuple(m.role for m in chat.messages), tuple(shown), generation)
-
-
-@lru_cache(maxsize=512)
-def _same_roles(tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[str, ...], shown: tuple[str, ...], generation: bool) -> str:
-    chat = Chat(tuple(Message(role, content) for role, content in zip(roles, shown, strict=True)))
-    return _run_template(chat, shown, tokenizer, generation, None)
-
-
-def _put_back(text: str, marks: list[str], contents: list[str], messages: Sequence[Message]) -> tuple[str, list[_Span]]:
-    out, spans, done, length = [], [], 0, 0
-    for mark, content, message in zip(marks, contents, messages, strict=True):
-        if (at := text.find(mark, done)) < 0:
-            continue  # empty, or not shown by the template: the comparison with the plain rendering decides
-        out += [text[done:at], content]
-        length += at - done
-        spans.append(_Span(length, length + len(content), message.trained))
-        length += len(content)
-        done = at + len(mark)
-    return "".join([*out, text[done:]]), spans
-
-
-def _run_template(chat: Chat, contents: Sequence[str], tokenizer: PreTrainedTokenizerBase, generation: bool, renderer: Renderer | None) -> str:
-    """The chat as the tokenizer's template renders it, with `contents` in the messages' place. Raises NotRenderable."""
-    from jinja2 import TemplateError
-
-    # Most templates know "system" and not "developer", its newer name in OpenAI's API.
-    rename = {} if "developer" in (tokenizer.chat_template or "") else {"developer": "system"}
-    messages: list[dict[str, Any]] = [
-        {"role": rename.get(m.role, m.role), "content": content, **m.extra} for m, content in zip(chat.messages, contents, strict=True)
-    ]
-    try:
-        if renderer is not None:
-            text = renderer.render(messages, chat.tools, generation, tokenizer.special_tokens_map)
-        else:
-            text = tokenizer.apply_chat_template(messages, tools=list(chat.tools) or None, tokenize=False, add_generation_prompt=generation)
-    except (TemplateError, TypeError, KeyError, ValueError) as error:
-        raise NotRenderable(f"line {chat.line}: the model's chat template refuses this chat: {error}", code="template_refused") from None
-    for message in messages:
-        for call in message.get("tool_calls") or ():
-            if (name := call.get("function", {}).get("name", "")) not in text:
-                raise NotRenderable(
-                    f"line {chat.line}: the model's chat template does not show the tool call {name!r}", code="tool_call_not_rendered"
-                )
-    return str(text)
-
-
-def _encode(chats: Sequence[tuple[str, list[_Span]]], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], np.ndarray]]:
-    """Ids and mask of rendered chats, each a text whose contents stand at its spans.
-
-    The tokenizer's own reading of the whole text is taken when it is safe: no special token stems from a
-    content (text that looks like one must stay text), and no token lies across the start of an answer
+    The tokenizer's own reading of the whole text is taken where it is safe: no special token stems from what
+    a user wrote (text that looks like one must stay text), and no token lies across the start of an answer
     (or `prompt` would not be a prefix). Otherwise the text is cut there and the pieces are encoded alone.
     """
     made: list[tuple[list[int], np.ndarray]] = []
-    for (text, spans), (ids, offsets) in zip(chats, _read([text for text, _ in chats], tokenizer), strict=True):
+    for chat, (ids, offsets) in zip(chats, _read([chat.text for chat in chats], tokenizer), strict=True):
         places = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(ids)).reshape(-1, 2)
-        mask = _mask(text, spans, ids, places, tokenizer)
-        made.append(_encode_pieces(text, spans, tokenizer) if mask is None else (ids, mask))
+        cuts: set[int] = set()
+        trained, unsafe = _mask(chat, ids, places, tokenizer)
+        while not unsafe <= cuts:
+            cuts |= unsafe
+            ids, places = _encode_pieces(chat, cuts, tokenizer)
+            trained, unsafe = _mask(chat, ids, places, tokenizer)
+        made.append((ids, trained))
     return made
 
 
@@ -414,21 +330,29 @@ def _read(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tupl
             yield encoding.ids, encoding.offsets
 
 
-def _mask(text: str, spans: list[_Span], ids: list[int], offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
-    """(tokens,) bool, which of a text's tokens are trained; None where its own reading is not safe."""
+def _mask(chat: Rendering, ids: list[int], offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, set[int]]:
+    """(tokens,) bool, which of a chat's tokens are trained; and the places of the spans that this reading does not keep safe."""
     special = _special_ids(tokenizer)
     begins, ends = offsets[:, 0], offsets[:, 1]
     is_special = np.array([i in special for i in ids], bool)
     trained = np.zeros(len(ids), bool)
-    for span in spans:
+    unsafe: set[int] = set()
+    for at, span in enumerate(chat.spans):
         inside = (begins < span.end) & (ends > span.start)
         # Bytes of one character share its offsets, so a boundary within a character cannot hide here.
-        if (is_special & inside).any() or (inside & (begins < span.start)).any() or (span.trained and (inside & (ends > span.end)).any()):
-            return None
+        across = span.whole and (inside & (begins < span.start)).any()
+        if across or (is_special & inside).any() or (span.trained and (inside & (ends > span.end)).any()):
+            unsafe.add(at)
         if span.trained:
             trained |= inside
-            trained |= _ending(begins >= span.end, ids, is_special, text, offsets, tokenizer)
-    return trained
+            trained |= _ending(begins >= span.end, ids, is_special, chat.text, offsets, tokenizer)
+    for start, end in chat.turns:
+        turn = ((begins >= start) & (ends <= end)).nonzero()[0]
+        last = [i for i in turn if is_special[i] and ids[i] in end_ids(tokenizer)] or [
+            i for i in turn if chat.text[offsets[i, 0] : offsets[i, 1]].strip()
+        ]
+        trained[turn[turn <= last[-1]] if last else turn] = True
+    return trained, unsafe
 
 
 def _ending(
@@ -446,23 +370,18 @@ def _ending(
     return np.zeros(len(ids), bool)
 
 
-def _encode_pieces(text: str, spans: list[_Span], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], np.ndarray]:
-    """Contents as plain text, the template between them with its special tokens; each piece encoded alone."""
-    special = _special_ids(tokenizer)
+def _encode_pieces(chat: Rendering, cuts: set[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], np.ndarray]:
+    """Ids and offsets, with the spans at the places `cuts` as plain text, what is between them as it reads; each piece encoded alone."""
     ids: list[int] = []
-    trained: list[bool] = []
-    at, learning = 0, False
-    for span in [*spans, _Span(len(text), len(text), False)]:
-        between = tokenizer(text[at : span.start], add_special_tokens=False)["input_ids"]
-        ends = next((i for i, token in enumerate(between) if token in special), None) if learning else None
-        closes = ends is not None and between[ends] in end_ids(tokenizer) and not tokenizer.decode(between[:ends]).strip()
-        ids += between
-        trained += [closes and ends is not None and i <= ends for i in range(len(between))]
-        content = _plain([text[span.start : span.end]], tokenizer)[0]
-        ids += content
-        trained += [span.trained] * len(content)
-        at, learning = span.end, span.trained
-    return ids, np.array(trained, bool)
+    offsets: list[tuple[int, int]] = []
+    at = 0
+    for span in [*(chat.spans[i] for i in sorted(cuts)), Span(len(chat.text), len(chat.text), False)]:
+        for start, end, plain in ((at, span.start, {}), (span.start, span.end, {"split_special_tokens": True})):
+            piece = tokenizer(chat.text[start:end], add_special_tokens=False, return_offsets_mapping=True, **plain)
+            ids += piece["input_ids"]
+            offsets += [(start + first, start + last) for first, last in piece["offset_mapping"]]
+        at = span.end
+    return ids, np.array(offsets, np.int64).reshape(-1, 2)
 
 
 @lru_cache(maxsize=16)

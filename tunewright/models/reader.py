@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_REFUSED = frozenset({"template_refused", "template_rewrites_content", "tool_call_not_rendered", "nothing_to_learn", "nothing_to_learn_after_cut"})
+_REFUSED = frozenset(
+    {
+        "template_refused",
+        "template_rewrites_content",
+        "tool_call_not_rendered",
+        "tool_call_not_located",
+        "nothing_to_learn",
+        "nothing_to_learn_after_cut",
+    }
+)
 
 
 def reader(name: str, max_tokens: int | None = None, strict: bool = False) -> Reader:
