@@ -42,6 +42,13 @@ def test_the_same_from_fewer_tokens(shape):
     assert seen_by(model, "mlp", batch) == [len(batch.needed)]
 
 
+def test_rounded_sizes_count_nothing_twice():
+    model, rows = tiny.llama(), few()
+    batch = branch(rows, rounded=True)
+    assert last.short(model, batch.needed, batch.ids.shape[1]) is not model
+    assert_equal(outcome(model, batch), outcome(model, collate(rows)))
+
+
 def test_adapters_and_activation_checkpointing():
     torch.manual_seed(1)
     model = get_peft_model(tiny.llama(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False))

@@ -1,6 +1,7 @@
 """The prefix tree against its oracles: padded rows, a set of prefixes, the same rows cut differently."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -107,6 +108,25 @@ def test_micro_batches_hold_each_row_once_within_the_budget(rows, budget, pairs)
     groups = tree.micro(bundles, budget)
     assert sorted(i for group in groups for i in group) == list(range(len(bundles)))
     assert all(len(group) == 1 or tree.distinct([r for i in group for r in bundles[i]]) <= budget for group in groups)
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt2"])
+def test_rounded_sizes_change_nothing(shape):
+    for length in range(30, 60, 7):
+        rows = family(length, length)
+        as_it_is, rounded = branch(rows), branch(rows, rounded=True)
+        assert len(rounded.needed) % 32 == 0 or len(rounded.needed) == rounded.ids.shape[1]
+        assert len(set(rounded.needed.tolist())) == len(rounded.needed)
+        one, other = outcome(MODELS[shape], as_it_is), outcome(MODELS[shape], rounded)
+        assert_equal(one, other)
+        assert torch.allclose(one[1], other[1], rtol=1e-5)
+
+
+def test_rounded_trees_have_few_sizes():
+    planned = [tree.plan([row(list(range(3, 3 + length)))]) for length in range(40, 1200)]
+    sizes = [(len(each.ids), len(tree.rounded(each).ids)) for each in planned]
+    assert all(size <= rounded <= size * 17 / 16 for size, rounded in sizes)
+    assert len({rounded for size, rounded in sizes if size >= 512}) <= 21
 
 
 @settings(CALM, max_examples=10)
@@ -226,6 +246,19 @@ def test_dropout_and_bf16_run_along_the_tree():
     model.eval()
     with torch.autocast("cpu", torch.bfloat16):
         assert_equal(outcome(model, branch(rows)), outcome(model, collate(rows)), 1e-2, 5e-2)
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_on_a_cpu_attention_is_in_float32_where_the_rest_is_in_bf16(planned):
+    model = tiny.llama()
+    attention.attach(model)
+    query, key, value = (torch.randn(1, heads, 10, 8, generator=torch.Generator().manual_seed(heads)) for heads in (4, 2, 2))
+    layout = attention.Layout.of(tree.plan([row(list(range(3, 13)))])) if planned else None
+    call = partial(attention.attend, model.model.layers[0].self_attn, query, key, value, None, instead="sdpa", tree=layout)
+    expected = call()[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = call()[0]
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
 def test_a_model_that_follows_trees_still_generates_and_saves_as_before(tmp_path):

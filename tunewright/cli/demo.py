@@ -24,6 +24,7 @@ SETTINGS = {
     "hyperparameters": {"n_epochs": 4, "batch_size": 8},
     "optimizer": {"learning_rate": 2e-3},
     "schedule": {"kind": "linear", "warmup": 0.05},
+    "precision": "fp32",
 }
 
 

@@ -9,7 +9,7 @@ comparison, `a <= b < end[a]`, and what a row adds to the tree a plain slice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,6 +87,17 @@ def plan(rows: Sequence[Row]) -> Tree:
     row = np.repeat(np.arange(len(rows)), [len(at) for at in trained])
     segments = [Segment(int(length - fork), paths[i]) for i, fork, length in zip(order, shared, lengths, strict=True) if length > fork]
     return Tree(ids, positions, end, paths, state, target, row, segments)
+
+
+def rounded(tree: Tree) -> Tree:
+    """A tree with a few more tokens, that belong to no row, so that trees of like size have one size: at most 1/16 more.
+
+    What multiplies matrices may have to prepare itself for each new size (oneDNN compiles its bf16 products).
+    """
+    count = len(tree.ids)
+    more = -count % max(1, 2 ** (count.bit_length() - 5))
+    ids, positions = (np.append(x, np.full(more, x[0])) for x in (tree.ids, tree.positions))
+    return replace(tree, ids=ids, positions=positions, end=np.append(tree.end, np.arange(count, count + more) + 1))
 
 
 def micro(bundles: Sequence[Sequence[Row]], budget: int) -> list[list[int]]:

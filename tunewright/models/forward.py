@@ -55,7 +55,7 @@ class Batch:
 class TreeBatch:
     """Rows as a prefix tree of T tokens, of which S predict P different (state, token) pairs and N trained tokens.
 
-    `needed`: (S,) the tokens whose logits are wanted. `state`: (P,) an index into them, and `target`: (P,) what
+    `needed`: (S,) the different tokens whose logits are computed; where sizes are rounded, some of them predict nothing. `state`: (P,) an index into them, and `target`: (P,) what
     follows. `pair`: (N,) an index into the pairs, and `row`: (N,) whose token that is. `kept`: (T,) the rows' `Row.kept`, if they have one.
     """
 
@@ -99,14 +99,18 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
     return Batch(ids.to(device), targets.to(device), kept_of(rows, length))
 
 
-def branch(rows: Sequence[Row], device: torch.device | str = "cpu") -> TreeBatch:
-    """Lay rows out as a prefix tree."""
+def branch(rows: Sequence[Row], device: torch.device | str = "cpu", rounded: bool = False) -> TreeBatch:
+    """Lay rows out as a prefix tree, with its sizes `rounded` if so wished (see `tree.rounded`)."""
     planned = tree.plan(rows)
     needed, *rest = _distinct(planned.state, planned.target, planned.row)
+    if rounded:
+        planned = tree.rounded(planned)
+        spare = np.setdiff1d(np.arange(len(planned.ids)), needed)  # others, not one twice: what a layer puts back at two equal places counts double
+        needed = np.append(needed, spare[: -len(needed) % 32])
     batch = TreeBatch(Layout.of(planned, device), *(torch.from_numpy(x).to(device) for x in (needed, *rest)))
     if rows[0].kept is None:
         return batch
-    kept = np.empty(len(planned.ids), np.int64)
+    kept = np.full(len(planned.ids), places(rows[0])[0])
     for row, path in zip(rows, planned.paths, strict=True):
         kept[path] = places(row)
     return replace(batch, kept=torch.from_numpy(kept))
@@ -135,17 +139,19 @@ def _distinct(state: np.ndarray, target: np.ndarray, row: np.ndarray) -> tuple[n
     return needed, index.reshape(-1), pairs[1].copy(), pair.reshape(-1), row
 
 
-def batches(items: Sequence[Item], budget: int, shared: bool, device: torch.device | str = "cpu") -> Iterator[tuple[list[int], AnyBatch]]:
+def batches(
+    items: Sequence[Item], budget: int, shared: bool, device: torch.device | str = "cpu", rounded: bool = False
+) -> Iterator[tuple[list[int], AnyBatch]]:
     """Cut items into micro-batches of `budget` computed tokens and lay their rows out; yields (which items, batch of their rows in that order).
 
     `shared`: as trees, along the tree of all rows, for a model that `attention.serves`. Otherwise padded, rows of like length together.
-    The rows of one item (a pair) stay together.
+    The rows of one item (a pair) stay together. `rounded`: trees of like size get one size, for what is slow at each new one.
     """
     bundles = [item.rows for item in items]
     groups = tree.micro(bundles, budget) if shared else micro_batches([max(len(r) for r in b) for b in bundles], budget // len(bundles[0]))
     for group in groups:
         some = [row for i in group for row in bundles[i]]
-        yield group, branch(some, device) if shared else _padded(some, device)
+        yield group, branch(some, device, rounded) if shared else _padded(some, device)
 
 
 def _padded(rows: Sequence[Row | TextRow | SourceRow], device: torch.device | str) -> AnyBatch:
@@ -207,7 +213,7 @@ def _score_tree(model: PreTrainedModel, batch: TreeBatch, smoothing: float) -> S
         nll, correct = (torch.cat(each) for each in zip(*parts, strict=True))
     else:
         logits = follow(base, batch.layout, **inputs, logits_to_keep=batch.needed).logits[0]
-        nll, correct = _nll(logits if len(batch.state) == len(batch.needed) else logits[batch.state], batch.target, smoothing)
+        nll, correct = _nll(logits if len(batch.state) == len(batch.needed) else logits.index_select(0, batch.state), batch.target, smoothing)
     return Scores(nll[batch.pair], correct[batch.pair], batch.row)
 
 

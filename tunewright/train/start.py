@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tunewright.data.tokens import Item, RowPair, TextRow, Tokenized, tokenize
 from tunewright.errors import BadConfig, RunFailed
 from tunewright.event import Event
 from tunewright.models import dropout, flex, further, quantized, tasks, tuning, virtual
-from tunewright.models.attention import serves
+from tunewright.models.attention import NotServed, attach, serves
 from tunewright.models.forward import AnyBatch, batches, score, size_of
 from tunewright.models.load import Loaded, load, purpose
 from tunewright.train import checkpoint, memory, plan, schedule, trunk
@@ -65,7 +66,8 @@ class Run:
         device, budget = next(self.model.parameters()).device, self.plan.micro_batch_tokens
         if self.kept and self.kept.alone:
             return self.kept.batches(items, budget, device)
-        return batches(items, budget, self.shared, device)
+        # oneDNN compiles its bf16 products for each new size, and keeps them.
+        return batches(items, budget, self.shared, device, rounded=device.type == "cpu" and self.plan.precision == "bf16")
 
     def called(self, batch: AnyBatch) -> PreTrainedModel:
         """What computes a batch: the model, or its upper part from kept states on."""
@@ -202,6 +204,8 @@ def _layout(model: PreTrainedModel, rows: list[Any]) -> Generator[Event, None, b
     why_not = serves(model, max(len(row.ids) for row in rows))
     total, distinct = sum(len(row.ids) for row in rows), tree.distinct(rows)
     if why_not:
+        with suppress(NotServed):
+            attach(model)  # for the precision of its attention
         text = f"Rows are padded side by side, in batches of like length: {why_not}"
     else:
         text = f"Rows are computed as prefix trees: {distinct:,} of {total:,} tokens are distinct over the whole data"
