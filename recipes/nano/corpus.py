@@ -33,7 +33,7 @@ FAMILIES = {
     "copying": (5, skills.copying),
     "lists": (3, skills.lists),
     "arithmetic": (1, skills.arithmetic),
-    "counting": (1, skills.counting),
+    "counting": (4, skills.counting),
     "word facts": (1, skills.word_facts),
     "reading": (5, reading.reading),
     "small talk": (1, prose.small_talk),

@@ -2,7 +2,7 @@
 
     python recipes/nano/pretrain.py --minutes 95 --work build/nano
     python recipes/nano/pretrain.py --work build/nano --export tunewright/models/nano
-    python recipes/nano/pretrain.py --work build/more --minutes 8 --start tunewright/models/nano --peak 0.3
+    python recipes/nano/pretrain.py --work build/more --steps 600 --start tunewright/models/nano --peak 0.3 --bf16
 
 A run that was stopped goes on from its last checkpoint. Creating the file `decay` in the work folder begins the final decay at once.
 """
@@ -24,6 +24,8 @@ from corpus import FAMILIES, Document, document, documents
 from muon import Muon
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from tunewright.models.attention import attach
 
 UNLEARNT_SHARE = 0.25  # of what users and systems say, this share of tokens is predicted too: it is language, but mostly names drawn by chance
 WARM_UP, DECAY = 40, 0.25
@@ -155,6 +157,7 @@ def train(args: argparse.Namespace) -> None:
         shutil.copytree(args.start, args.work / "tokenizer", dirs_exist_ok=True, ignore=lambda _, found: [n for n in found if n not in names])
     tokenizer = AutoTokenizer.from_pretrained(args.work / "tokenizer")
     model, checkpoint = build(tokenizer), args.work / "ckpt" / "last.pt"
+    attach(model)  # with --bf16, attention stays in fp32, which is several times faster backward
     if args.start:
         model.load_state_dict(LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +175,7 @@ def train(args: argparse.Namespace) -> None:
     length, stream = 0, iter(())
     while True:
         used = time.monotonic() - started
-        done = used / budget
+        done = step / args.steps if args.steps else used / budget
         if (args.work / "decay").exists() and done < decay_from:  # end early: what is left is the decay, as long as planned
             done, decay_from = 1.0 - DECAY, 1.0 - DECAY
             started = time.monotonic() - done * budget
@@ -193,7 +196,7 @@ def train(args: argparse.Namespace) -> None:
             opt.zero_grad(set_to_none=True)
         step, tokens = step + 1, tokens + args.batch
         used = time.monotonic() - started
-        last = used >= budget or step == args.steps
+        last = step == args.steps if args.steps else used >= budget
         if step % 10 == 0 or last:
             log(args.work, {"step": step, "tokens": tokens, "seconds": round(used), "loss": round(loss.item(), 4), "factor": round(factor, 3)})
         if not math.isfinite(loss.item()):
@@ -249,7 +252,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=95.0, help="time budget, over all starts of the run")
     parser.add_argument("--start", type=Path, metavar="FOLDER", help="begin with the weights and the tokenizer of this model, and fresh optimizers")
     parser.add_argument("--peak", type=float, default=1.0, help="the rates' highest, as a share of the usual one")
-    parser.add_argument("--steps", type=int, default=0, help="stop after so many steps; 0: when the minutes are used")
+    parser.add_argument("--steps", type=int, default=0, help="so many steps, however long they take, in place of --minutes")
     parser.add_argument("--batch", type=int, default=4096, help="tokens a step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bf16", action="store_true", help="multiply matrices in bf16; for processors with instructions for it")
