@@ -1,4 +1,5 @@
-"""Bases of a known shape with random weights, for timings: what a step costs does not depend on what the weights say."""
+"""Bases of a known shape with random weights, for timings, and `nano`, whose weights have learnt something: attention that has learnt to look at few
+tokens has chances below 1e-38, with which CPUs compute slowly unless told to take them for zero."""
 
 from pathlib import Path
 
@@ -10,13 +11,18 @@ SHAPES = {  # Llama shapes: hidden, feed-forward, layers, heads, key-value heads
 
 
 def write_base(folder: Path, shape: str) -> None:
-    """A model folder of a Llama shape, seeded, with the tokenizer of `nano`."""
+    """A model folder of a Llama shape, seeded, with the tokenizer of `nano`; or `nano` itself."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tunewright.models.load import load
 
-    tokenizer = load("nano").tokenizer
+    nano = load("nano")
+    tokenizer = nano.tokenizer
+    if shape == "nano":
+        nano.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return
     hidden, inner, layers, heads, kv_heads = SHAPES[shape]
     torch.manual_seed(0)
     model = LlamaForCausalLM(

@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="chat JSONL; for dpo lines of question and answer, as GSM8K has them")
     parser.add_argument("--method", choices=("sft", "dpo"), default="sft")
     parser.add_argument("--order", choices=("by_prefix", "shuffled"), default="by_prefix")
-    parser.add_argument("--shape", choices=list(SHAPES), default="7m")
+    parser.add_argument("--shape", choices=[*SHAPES, "nano"], default="7m")
     parser.add_argument("--batch", type=int, default=16, help="rows, or pairs, a step")
     parser.add_argument("--steps", type=int, default=4, help="steps a process; the first is not counted")
     parser.add_argument("--rounds", type=int, default=5)

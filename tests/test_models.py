@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,16 @@ def test_a_loaded_model_is_the_one_that_was_saved(tmp_path: Path, ids: torch.Ten
     assert all(p.dtype == torch.float32 for p in loaded.model.parameters())
     half = load(str(tmp_path), dtype="bf16")
     assert all(p.dtype == torch.bfloat16 for p in half.model.parameters())
+
+
+def test_numbers_too_small_to_be_computed_fast_become_zero(tmp_path: Path) -> None:
+    """In torch's own threads too, which a process that loads first begins later."""
+    code = (
+        "import sys, torch; from tunewright.models.load import load; torch.set_num_threads(2); load(sys.argv[1]);"
+        "print(int((torch.full((2**20,), 1e-30) * 1e-10).count_nonzero()))"
+    )
+    found = subprocess.run([sys.executable, "-c", code, tiny.save(tmp_path, tiny.llama())], capture_output=True, text=True, check=True)
+    assert found.stdout == "0\n"
 
 
 def test_a_model_in_several_files(tmp_path: Path, ids: torch.Tensor) -> None:

@@ -18,6 +18,7 @@ from tunewright.train.folder import sha256
 from tunewright.train.forecast import Forecast
 from tunewright.train.loop import train
 from tunewright.train.measure import MARGIN, in_process
+from tunewright.train.plan import soonest
 
 CPU = torch.device("cpu")
 
@@ -109,6 +110,11 @@ def test_pace_finds_what_steps_and_tokens_cost():
     assert pace_of([(100, 1.0), (101, 1.02)]) == pytest.approx((0.0, 2.02 / 201))
     # More tokens in less time is noise: no negative price comes of it.
     assert min(pace_of([(100, 3.0), (200, 2.0), (400, 1.0)])) >= 0
+
+
+def test_bf16_must_be_worth_its_error():
+    assert soonest({(1, "fp32"): 1.0, (2, "fp32"): 0.8, (1, "bf16"): 0.9, (2, "bf16"): 0.75}) == (2, "fp32")
+    assert soonest({(1, "fp32"): 1.0, (2, "fp32"): 0.8, (1, "bf16"): 0.7, (2, "bf16"): 0.72}) == (1, "bf16")
 
 
 def test_prices():
