@@ -184,6 +184,7 @@ def train(args: argparse.Namespace) -> None:
         done = step / args.steps if args.steps else used / budget
         if (args.work / "decay").exists() and done < decay_from:  # end early: what is left is the decay, as long as planned
             done, decay_from = 1.0 - DECAY, 1.0 - DECAY
+            args.steps = round(step / done) if args.steps else 0
             started = time.monotonic() - done * budget
             used = done * budget
             (args.work / "decay").unlink()

@@ -95,7 +95,7 @@ def load(
     """
     # Attention that has learnt to look at few tokens gives the others such chances, and CPUs compute with them many times slower: half of
     # a step's time on a small trained model (measured). It reaches torch's own threads where they have not begun yet.
-    pass
+    torch.set_flush_denormal(True)
     folder = find(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (folder / "adapter_config.json").is_file():
