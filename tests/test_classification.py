@@ -270,7 +270,7 @@ def test_what_is_said_of_a_classifier(folder, tmp_path, monkeypatch, capsys):
     list(train(config(folder, "bert", tmp_path / "run", "tuning=full")))
     for line, wanted in (
         (f"evaluate --model {tmp_path}/run --data {folder}/test.jsonl", ["macro f1", "recall", "Always saying 'greeting'"]),
-        (f"evaluate --model {tmp_path}/run --before {tmp_path}/run --data {folder}/test.jsonl", ["not measurable"]),
+        (f"evaluate --model {tmp_path}/run --before {tmp_path}/run --data {folder}/test.jsonl", ["unclear"]),
         (f"chat {tmp_path}/run -m hello", [" %  "]),
     ):
         monkeypatch.setattr("sys.argv", ["tunewright", *line.split()])

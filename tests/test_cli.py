@@ -18,7 +18,7 @@ import tiny
 from tunewright import __version__
 from tunewright.cli import demo as demo_module
 from tunewright.cli import main
-from tunewright.cli.display import number, printable
+from tunewright.cli.display import printable
 from tunewright.config import Lora
 from tunewright.data import formats
 from tunewright.data.example import Chat, Message
@@ -349,18 +349,6 @@ def test_a_conversation_remembers(cli: Cli, work: Path, monkeypatch: pytest.Monk
     turns += [Message("assistant", answer_of(work / "base", *turns, limit=8)), Message("user", "And now")]
     second = answer_of(work / "base", *turns, limit=8)
     assert said.code == 0 and said.out.endswith(f"{printable(turns[1].content)}\n> {printable(second)}\n> ")
-
-
-def test_what_others_wrote_cannot_command_the_terminal() -> None:
-    hostile = "a\x1b]0;title\x07b\x1b[2Jc\rd\x9b31me\u202ef\u2066g\ud800"
-    assert printable(hostile) == "a]0;titleb[2Jcd31mefg"
-    kept = "Zeile\n\tgrün 日本\u3000語 می\u200cخواهم 👩\u200d👧 1\u00a0000"
-    assert printable(kept) == kept
-
-
-def test_numbers() -> None:
-    assert number("exact_match", 0.935) == "93.5 %" and number("exact_match", -0.1, sign=True) == "-10.0"
-    assert number("loss", 1.23456) == "1.235" and number("perplexity", 12345.678) == "12,345.68" and number("loss", float("nan")) == "-"
 
 
 def test_doctor(cli: Cli) -> None:

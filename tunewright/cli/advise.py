@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from tunewright.cli.display import printable
 from tunewright.errors import BadConfig
+
+if TYPE_CHECKING:
+    from tunewright.train.advice import Choice
 
 
 def advise(data: Path, validation: Path | None, models: list[str], out: Path | None, as_json: bool) -> None:
@@ -36,14 +41,19 @@ def advise(data: Path, validation: Path | None, models: list[str], out: Path | N
     console = Console(highlight=False)
     labels = f", {found.labels:,} labels" if found.labels else ""
     console.print(f"{printable(str(data))}: {found.kind}, {found.rows:,} rows of about {found.characters:,} characters{labels}\n", markup=False)
-    table = Table("", "advice", "why", "source", show_lines=True)
-    for choice in choices:
-        table.add_row(choice.part, _short(choice.settings), choice.reason, choice.source)
-    console.print(table)
+    console.print(table(choices))
     if out:
         console.print(f"\nWritten to {out}. What it takes:  tunewright plan {out}   Train:  tunewright train {out}", markup=False)
     else:
         print(f"\n{printable(text)}")  # whole lines: it is there to be copied
+
+
+def table(choices: list[Choice]) -> Table:
+    """Each choice with its reason and where that is from."""
+    made = Table(Column("", no_wrap=True), *(Column(heading, overflow="fold") for heading in ("advice", "why", "source")), show_lines=True)
+    for choice in choices:
+        made.add_row(choice.part, *(escape(printable(text)) for text in (_short(choice.settings), choice.reason, choice.source)))
+    return made
 
 
 def _short(settings: dict[str, object]) -> str:

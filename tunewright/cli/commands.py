@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -336,10 +337,11 @@ def revoke_key(id: Annotated[str, typer.Argument(help="As `keys list` shows it."
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Look at this machine: libraries, memory, GPU, and what will fit."""
+    from tunewright.cli.display import hanging
     from tunewright.cli.doctor import examine, render
 
     findings = examine()
-    print(json.dumps(findings) if as_json else render(findings))
+    print(json.dumps(findings) if as_json else hanging(render(findings), 11, get_terminal_size().columns))
 
 
 @app.callback(invoke_without_command=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from tunewright.cli.display import number, printable
 from tunewright.errors import BadConfig
@@ -105,13 +105,19 @@ def measured(model: str, examples: list[Example], generate: bool, beams: int = 1
 def compared(differences: dict[str, Difference]) -> Table:
     """Before, after, difference with its paired 95 % interval, and what it says."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for heading in ("", "before", "after", "difference [95 % interval]", ""):
-        table.add_column(heading, no_wrap=True, justify="left" if heading in ("", "difference [95 % interval]") else "right")
+    table.add_column("", overflow="fold")
+    for heading in ("before", "after", "difference [95 % interval]", ""):
+        table.add_column(heading, no_wrap=True, justify="right" if heading in ("before", "after") else "left")
     style = {"better": "green", "worse": "red"}
     for name, row in differences.items():
         interval = f"{number(name, row.difference, sign=True)} [{number(name, row.low, sign=True)}, {number(name, row.high, sign=True)}]"
-        cells = [name.replace("_", " "), number(name, row.before.value), number(name, row.after.value), interval.replace("[", "\\[")]
-        verdict = row.verdict if row.verdict in style else "not measurable"
+        cells = [
+            escape(printable(name.replace("_", " "))),
+            number(name, row.before.value),
+            number(name, row.after.value),
+            interval.replace("[", "\\["),
+        ]
+        verdict = row.verdict if row.verdict in style else "unclear"
         table.add_row(*cells, f"[{style.get(row.verdict, 'dim')}]{verdict}[/]")
     if differences:
         table.caption = f"{max(row.n for row in differences.values()):,} rows, the same for both; the difference with its paired 95 % interval"
@@ -120,9 +126,11 @@ def compared(differences: dict[str, Difference]) -> Table:
 
 def alone(summary: dict[str, Estimate]) -> Table:
     """Each metric with its 95 % interval."""
-    table = Table("", "value", "95 % interval", "rows", box=SIMPLE_HEAD)
+    table = Table(Column("", overflow="fold"), *(Column(heading, no_wrap=True) for heading in ("value", "95 % interval", "rows")), box=SIMPLE_HEAD)
     for name, row in summary.items():
-        table.add_row(name.replace("_", " "), number(name, row.value), f"{number(name, row.low)} to {number(name, row.high)}", f"{row.n:,}")
+        table.add_row(
+            escape(printable(name.replace("_", " "))), number(name, row.value), f"{number(name, row.low)} to {number(name, row.high)}", f"{row.n:,}"
+        )
     return table
 
 
@@ -134,7 +142,8 @@ def print_labels(console: Console, after: Measurement) -> None:
         return f"{number('f1', row.value)} \\[{row.low * 100:.0f}, {row.high * 100:.0f}]" if row else "never answered"
 
     labels, mistaken = by_label(after), confusion(after)
-    table = Table("label", "rows", "precision", "recall", "F1 [95 % interval]", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    numbers = (Column(heading, no_wrap=True) for heading in ("rows", "precision", "recall", "F1 [95 % interval]"))
+    table = Table(Column("label", overflow="fold"), *numbers, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for row in labels[:MOST_SHOWN]:
         table.add_row(escape(printable(row.label)), f"{row.recall.n:,}", cell(row.precision), cell(row.recall), cell(row.f1))
     if len(labels) > MOST_SHOWN:

@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from tunewright.cli.display import hanging
 from tunewright.config import TrainConfig
 
 
@@ -30,7 +30,8 @@ def plan(config: TrainConfig, memory_gb: float | None, as_json: bool) -> int:
             found, reason = None, problem.message
     fits = found is not None and found["fits"]
     if not as_json:
-        console.print(render(found) if found else f"It does not fit: {reason}", markup=False)
+        said = hanging(render(found), 9, console.width) if found else f"It does not fit: {reason}"
+        console.print(said, markup=False, soft_wrap=found is not None)
     others = []
     if not fits:
         with console.status("trying what would fit"):
@@ -54,12 +55,12 @@ def _show(console: Console, others: list[dict[str, Any]]) -> None:
     if not others:
         console.print("\nNo single change was found that fits. Choose a smaller model, or shorter rows and an adapter together.")
         return
-    table = Table("change", "settings", "memory", "time", "what it costs", title="Measured to fit, the nearest first", title_justify="left")
+    console.print("\nMeasured to fit, the nearest first:")
     for other in others:
         tried, settings = other["estimate"], " ".join(f"--set '{each}'" if " " in each else f"--set {each}" for each in other["settings"])
-        table.add_row(other["changes"], settings, _size(tried["estimated_peak_memory_bytes"]), spell(tried["estimated_seconds"]), other["price"])
-    console.print()
-    console.print(table)
+        takes = f"{_size(tried['estimated_peak_memory_bytes'])}, {spell(tried['estimated_seconds'])}"
+        console.print(f"\n{settings}", markup=False, soft_wrap=True)  # whole lines: they are there to be copied
+        console.print(hanging(f"    {other['changes']}: {takes}; {other['price']}", 4, console.width), markup=False, soft_wrap=True)
 
 
 def render(found: dict[str, Any]) -> str:
