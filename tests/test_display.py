@@ -52,7 +52,9 @@ def test_a_comparison_is_whole_at_80_columns(name: str, before: float, after: fl
     row = Difference(
         Estimate(before, before, before, 200), Estimate(after, after, after, 200), change, change, change, 200, "no measurable difference"
     )
-    text = shown(compared({name: row, "field_what the customer [/] asks for, in a word": row}), alone({name: row.after}))
+    none = Estimate(0.0, 0.0, 1.0, 200)
+    other = Difference(none, none, 0.0, -1.0, 1.0, 200, "no measurable difference")
+    text = shown(compared({name: row, "field_what the customer [/] asks for, in a word": other}), alone({name: row.after}))
     spaced = " ".join(text.split())
     assert " ".join(interval.split()) in spaced and "unclear" in text and name.replace("_", " ") in text and "[/]" in text
 

@@ -7,7 +7,6 @@ that is rounded alike.
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +33,6 @@ def arguments(bits: int | None, device: str) -> dict[str, Any]:
     except ImportError:
         text = f"tuning.bits: {bits} bits need bitsandbytes; install the extra tunewright[quantized]"
         raise BadConfig(text, code="not_installed", param="tuning.bits") from None
-    # It says with every call that it rounds through float16.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
     config = BitsAndBytesConfig(**four) if bits == 4 else BitsAndBytesConfig(load_in_8bit=True)
     return {"quantization_config": config, "device_map": {"": device}}

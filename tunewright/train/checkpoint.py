@@ -50,7 +50,11 @@ def save(
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The model as transformers or peft saves it, with its tokenizer."""
-    model.save_pretrained(folder)
+    if isinstance(model, PeftModel):
+        # No tuning changes the vocabulary. Left to find that out by itself, peft asks the Hub for a base whose name is not a folder.
+        model.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder)
     if isinstance(model, PeftModel) and of_model(model) == "classification":
         model.get_base_model().config.save_pretrained(folder)  # it names the labels
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; ours stands in the run folder
