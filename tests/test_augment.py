@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from hypothesis import strategies as st
 
 import tiny
 from tunewright.cli import augment as command
-from tunewright.cli import main
 from tunewright.data.augment import Augmented, augment, loses, methods, read, varied
 from tunewright.data.check import check
 from tunewright.data.variants import METHODS, kept_words, words_of
@@ -188,16 +188,8 @@ def test_a_paraphrase_that_loses_what_must_stay_is_refused(model: Loaded) -> Non
     assert set(paraphrases(model, ["a", "b" * 400], "English", "German")) <= {"a"}
 
 
-def test_the_command_and_its_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: Loaded) -> None:
-    def run(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["tunewright", "augment", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        return int(left.value.code or 0), said.out + said.err
-
-    monkeypatch.chdir(tmp_path)
+def test_the_command_and_its_evidence(tmp_path: Path, command_line: Callable[..., tuple[int, str]], model: Loaded) -> None:
+    run = partial(command_line, "augment")
     tiny.save(tmp_path / "base", model.model)
     records = rows(16, "x", "y")
     jsonl(tmp_path / "t.jsonl", *records[:12])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunewright.cli import main
 from tunewright.data import clean_folder
 from tunewright.data.clean import Cleaning, clean
 from tunewright.data.formats import read
@@ -282,16 +282,8 @@ def test_a_recipe_says_what_is_wrong_with_it(steps: list[str], said: str) -> Non
     assert said in bad.value.message
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["tunewright", "clean", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        return int(left.value.code or 0), said.out + said.err
-
-    monkeypatch.chdir(tmp_path)
+def test_the_command(tmp_path: Path, command_line: Callable[..., tuple[int, str]]) -> None:
+    run = partial(command_line, "clean")
     source = jsonl(tmp_path / "d.jsonl", text("the cafÃ© \x1b[31m"), text("same"), text("same"), b"broken")
     assert run("d.jsonl")[0] == run("d.jsonl", "--step", "mask")[0] == 2
     code, said = run("d.jsonl", "--step", "encoding", "--diff")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from sklearn.metrics import cohen_kappa_score
 from transformers import BertConfig, BertForSequenceClassification
 
 import tiny
-from tunewright.cli import main
 from tunewright.data.labels import fill, label_of, labelled, matched, questions, suggestion, write_suggestions
 from tunewright.data.tokens import render
 from tunewright.errors import BadConfig, BadData
@@ -189,19 +188,12 @@ def test_two_files_are_matched_by_their_inputs(tmp_path: Path) -> None:
         matched(one, jsonl(tmp_path / "c.jsonl", text("s", "x")))
 
 
-def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: Loaded) -> None:
-    def run(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["tunewright", "label", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        return int(left.value.code or 0), said.out + said.err
+def test_the_commands(tmp_path: Path, command_line: Callable[..., tuple[int, str]], model: Loaded) -> None:
+    run = partial(command_line, "label")
 
     def change(path: Path, how: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         jsonl(path, *(how(json.loads(line)) for line in path.read_text().splitlines()))
 
-    monkeypatch.chdir(tmp_path)
     tiny.save(tmp_path / "base", model.model)
     jsonl(tmp_path / "a.jsonl", *(text(f"row {i}") for i in range(6)), text("one", "x"), text("two", "y"))
     code, said = run("a.jsonl", "--model", "base", "--out", "s.jsonl")

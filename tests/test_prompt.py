@@ -22,22 +22,9 @@ from tunewright.train.loop import train
 PAIR = '{"input": {"messages": [{"role": "user", "content": "a%d"}]}, "preferred_output": [{"role": "assistant", "content": "yes"}], "non_preferred_output": [{"role": "assistant", "content": "no"}]}'
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    lines = (tiny.SAMPLE / "train.jsonl").read_text().splitlines(keepends=True)
-    path = tmp_path_factory.mktemp("data") / "train.jsonl"
-    path.write_text("".join(lines[:12]))
-    return path
-
-
 @pytest.fixture(scope="module", params=sorted(tiny.SHAPES))
 def base(request, tmp_path_factory) -> str:
     return tiny.save(tmp_path_factory.mktemp(request.param), tiny.SHAPES[request.param]())
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory) -> str:
-    return tiny.save(tmp_path_factory.mktemp("llama"), tiny.llama())
 
 
 def config(data: Path, base: str, out: Path, *assignments: str) -> TrainConfig:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewright.cli import main
 from tunewright.data.check import check
 from tunewright.data.example import Chat, Completion, Labelled, Message
 from tunewright.data.groups import near_links
@@ -128,19 +128,10 @@ def test_what_cannot_be_split_says_why() -> None:
         split([Labelled(str(i), "x") for i in range(30)], {"train": -0.8, "validation": 0.9, "test": 0.9})
 
 
-def test_the_command_on_real_rows(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_on_real_rows(shared_data: Path, tmp_path: Path, command_line: Callable[..., tuple[int, str]]) -> None:
     lines = (shared_data / "ar_lsat" / "train.jsonl").read_bytes().splitlines(keepends=True)[:400]
     (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
-
-    def run(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["tunewright", "split", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        return int(left.value.code or 0), said.out + said.err
-
-    monkeypatch.chdir(tmp_path)
+    run = partial(command_line, "split")
     code, said = run("a.jsonl", "--out", "s", "--seed", "4")
     assert code == 0 and "by same passage" in said and "asked for" in said
     parts = {name: (tmp_path / "s" / f"{name}.jsonl").read_bytes().splitlines(keepends=True) for name in SHARES}

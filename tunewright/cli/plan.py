@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tunewright.cli.display import hanging
 from tunewright.config import TrainConfig
+from tunewright.event import duration
 
 
 def plan(config: TrainConfig, memory_gb: float | None, as_json: bool) -> int:
@@ -58,14 +59,14 @@ def _show(console: Console, others: list[dict[str, Any]]) -> None:
     console.print("\nMeasured to fit, the nearest first:")
     for other in others:
         tried, settings = other["estimate"], " ".join(f"--set '{each}'" if " " in each else f"--set {each}" for each in other["settings"])
-        takes = f"{_size(tried['estimated_peak_memory_bytes'])}, {spell(tried['estimated_seconds'])}"
+        takes = f"{_size(tried['estimated_peak_memory_bytes'])}, {duration(tried['estimated_seconds'])}"
         console.print(f"\n{settings}", markup=False, soft_wrap=True)  # whole lines: they are there to be copied
         console.print(hanging(f"    {other['changes']}: {takes}; {other['price']}", 4, console.width), markup=False, soft_wrap=True)
 
 
 def render(found: dict[str, Any]) -> str:
     """An estimate as text."""
-    parts = ", ".join(f"{name} {spell(seconds)}" for name, seconds in found["estimated_seconds_by_part"].items())
+    parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found["estimated_seconds_by_part"].items())
     memory = ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for name, size in found["estimated_memory_bytes_by_part"].items())
     finish = time.strftime("%a %H:%M", time.localtime(found["estimated_finish"]))
     distinct = found["computed_tokens"] / max(1, found["tokens"])
@@ -74,7 +75,7 @@ def render(found: dict[str, Any]) -> str:
         f"work     {found['rows']:,} rows, {found['epochs']} epochs, {found['steps']:,} steps of {found['batch_size']} rows",
         f"tokens   {found['tokens']:,} read, {found['computed_tokens']:,} of them computed ({distinct:.0%}), {found['trained_tokens']:,} learnt; "
         f"{found['distinct_tokens']:,} distinct in the data",
-        f"time     {spell(found['estimated_seconds'])}: {parts}; begun now, done {finish}",
+        f"time     {duration(found['estimated_seconds'])}: {parts}; begun now, done {finish}",
         f"memory   {_size(found['estimated_peak_memory_bytes'])} at the peak, of {_size(found['memory_limit_bytes'])}: {memory}",
         f"disk     {_size(found['estimated_disk_bytes'])}, of {_size(found['disk_free_bytes'])} free"
         + (f"; while it runs {_size(found['estimated_cache_bytes'])} more for the frozen layers' states" if found["estimated_cache_bytes"] else ""),
@@ -85,14 +86,6 @@ def render(found: dict[str, Any]) -> str:
         f"from     {found['measured_steps']} measured steps, {found['precision']} on {found['threads']} threads, rows as {found['layout']}",
     ]
     return "\n".join(lines)
-
-
-def spell(seconds: float) -> str:
-    """Seconds as one would say them."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _size(count: float) -> str:

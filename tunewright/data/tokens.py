@@ -1,7 +1,7 @@
 """Example -> Row: the one function that renders a chat, for training, evaluation and serving alike.
 
 What a model is tuned on and what it is asked later must be the same tokens, so there is one path:
-the tokenizer's own chat template renders, `_encode` turns the text into ids, and the mask says which
+the tokenizer's own chat template renders, `encode` turns the text into ids, and the mask says which
 of them are learnt: the assistant's words and the token that ends its turn, nothing else.
 """
 
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunewright.data.encoding import begin, encode, end, plain
+from tunewright.data.encoding import end_ids as end_ids
 from tunewright.data.example import Chat, Completion, Example, Labelled, Message, Pair
 from tunewright.data.turns import NotRenderable as NotRenderable
-from tunewright.data.turns import Rendering, Span, apply_template, run_template
-from tunewright.errors import BadModel
+from tunewright.data.turns import Rendering, apply_template, run_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,6 @@ PLAIN_TEMPLATE = (
 
 
 _BATCH = 256
-_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,14 +223,14 @@ def _render(examples: Sequence[Chat | Completion | Labelled], tokenizer: PreTrai
                 chats.append((at, apply_template(as_chat(example), tokenizer, generation=False)))
             except NotRenderable as problem:
                 rows[at] = problem
-    for (at, _), (ids, trained) in zip(chats, _encode([chat for _, chat in chats], tokenizer), strict=True):
+    for (at, _), (ids, trained) in zip(chats, encode([chat for _, chat in chats], tokenizer), strict=True):
         rows[at] = Row(np.array(ids, np.int32), trained, examples[at].line)
     completions = [(at, example) for at, example in enumerate(examples) if isinstance(example, Completion)]
-    texts = _plain([text for _, one in completions for text in (one.prompt, one.completion)], tokenizer)
-    start = _begin(tokenizer)
+    texts = plain([text for _, one in completions for text in (one.prompt, one.completion)], tokenizer)
+    start = begin(tokenizer)
     for (at, example), before, after in zip(completions, texts[::2], texts[1::2], strict=True):
         given, learnt = len(start) + len(before), len(after) + 1
-        rows[at] = Row(np.array([*start, *before, *after, _eos(tokenizer)], np.int32), np.arange(given + learnt) >= given, example.line)
+        rows[at] = Row(np.array([*start, *before, *after, end(tokenizer)], np.int32), np.arange(given + learnt) >= given, example.line)
     return [rows[at] for at in range(len(examples))]
 
 
@@ -242,7 +241,7 @@ def prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
     example = preferred(example)
     if isinstance(example, Completion):
-        return _begin(tokenizer) + _plain([example.prompt], tokenizer)[0]
+        return begin(tokenizer) + plain([example.prompt], tokenizer)[0]
     chat = as_chat(example)
     last = _last_answer(chat)
     return next_turn(replace(chat, messages=chat.messages[:last]) if last is not None else chat, tokenizer)
@@ -253,7 +252,7 @@ def next_turn(chat: Chat, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
 
     `renderer` runs the template in a process of its own. Raises NotRenderable, and with a renderer Problem `invalid_chat_template`.
     """
-    return _encode([apply_template(chat, tokenizer, generation=True, renderer=renderer)], tokenizer)[0][0]
+    return encode([apply_template(chat, tokenizer, generation=True, renderer=renderer)], tokenizer)[0][0]
 
 
 def expected(example: Example) -> str | None:
@@ -280,13 +279,6 @@ def as_chat(example: Chat | Labelled) -> Chat:
     return Chat((Message("user", text), Message("assistant", example.label, trained=True)), example.line)
 
 
-@lru_cache(maxsize=16)
-def end_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The ids at which an answer ends: the end-of-sequence token, and the end-of-turn token where a template has one."""
-    known = tokenizer.get_added_vocab()
-    return {known[name] for name in _ENDS if name in known} | {_eos(tokenizer)}
-
-
 def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The tokenizer, with the plain template where it has none of its own."""
     if not tokenizer.chat_template:
@@ -297,108 +289,3 @@ def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
 def _last_answer(chat: Chat) -> int | None:
     answers = [i for i, message in enumerate(chat.messages) if message.role == "assistant"]
     return answers[-1] if answers else None
-
-
-def _encode(chats: Sequence[Rendering], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], np.ndarray]]:
-    """Ids and mask of rendered chats.
-
-    The tokenizer's own reading of the whole text is taken where it is safe: no special token stems from what
-    a user wrote (text that looks like one must stay text), and no token lies across the start of an answer
-    (or `prompt` would not be a prefix). Otherwise the text is cut there and the pieces are encoded alone.
-    """
-    made: list[tuple[list[int], np.ndarray]] = []
-    for chat, (ids, offsets) in zip(chats, _read([chat.text for chat in chats], tokenizer), strict=True):
-        places = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(ids)).reshape(-1, 2)
-        cuts: set[int] = set()
-        trained, unsafe = _mask(chat, ids, places, tokenizer)
-        while not unsafe <= cuts:
-            cuts |= unsafe
-            ids, places = _encode_pieces(chat, cuts, tokenizer)
-            trained, unsafe = _mask(chat, ids, places, tokenizer)
-        made.append((ids, trained))
-    return made
-
-
-def _read(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
-    """Ids and offsets of each text, special tokens read as such and none added."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or backend.truncation or backend.padding or backend.encode_special_tokens:
-        whole = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True) if texts else {"input_ids": [], "offset_mapping": []}
-        yield from zip(whole["input_ids"], whole["offset_mapping"], strict=True)
-    else:  # the same, without the copies that the general way makes of what is not asked for
-        for encoding in backend.encode_batch(texts, add_special_tokens=False):
-            yield encoding.ids, encoding.offsets
-
-
-def _mask(chat: Rendering, ids: list[int], offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, set[int]]:
-    """(tokens,) bool, which of a chat's tokens are trained; and the places of the spans that this reading does not keep safe."""
-    special = _special_ids(tokenizer)
-    begins, ends = offsets[:, 0], offsets[:, 1]
-    is_special = np.array([i in special for i in ids], bool)
-    trained = np.zeros(len(ids), bool)
-    unsafe: set[int] = set()
-    for at, span in enumerate(chat.spans):
-        inside = (begins < span.end) & (ends > span.start)
-        # Bytes of one character share its offsets, so a boundary within a character cannot hide here.
-        across = span.whole and (inside & (begins < span.start)).any()
-        if across or (is_special & inside).any() or (span.trained and (inside & (ends > span.end)).any()):
-            unsafe.add(at)
-        if span.trained:
-            trained |= inside
-            trained |= _ending(begins >= span.end, ids, is_special, chat.text, offsets, tokenizer)
-    for start, end in chat.turns:
-        turn = ((begins >= start) & (ends <= end)).nonzero()[0]
-        last = [i for i in turn if is_special[i] and ids[i] in end_ids(tokenizer)] or [
-            i for i in turn if chat.text[offsets[i, 0] : offsets[i, 1]].strip()
-        ]
-        trained[turn[turn <= last[-1]] if last else turn] = True
-    return trained, unsafe
-
-
-def _ending(
-    after: np.ndarray, ids: list[int], is_special: np.ndarray, text: str, offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase
-) -> np.ndarray:
-    """The mask of an answer's end: the first special token after it, with the white space in between."""
-    mask = np.zeros(len(ids), bool)
-    for i in after.nonzero()[0]:
-        if is_special[i]:
-            mask[i] = ids[i] in end_ids(tokenizer)
-            return mask if mask[i] else np.zeros(len(ids), bool)
-        if text[offsets[i, 0] : offsets[i, 1]].strip():
-            break
-        mask[i] = True
-    return np.zeros(len(ids), bool)
-
-
-def _encode_pieces(chat: Rendering, cuts: set[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], np.ndarray]:
-    """Ids and offsets, with the spans at the places `cuts` as plain text, what is between them as it reads; each piece encoded alone."""
-    ids: list[int] = []
-    offsets: list[tuple[int, int]] = []
-    at = 0
-    for span in [*(chat.spans[i] for i in sorted(cuts)), Span(len(chat.text), len(chat.text), False)]:
-        for start, end, plain in ((at, span.start, {}), (span.start, span.end, {"split_special_tokens": True})):
-            piece = tokenizer(chat.text[start:end], add_special_tokens=False, return_offsets_mapping=True, **plain)
-            ids += piece["input_ids"]
-            offsets += [(start + first, start + last) for first, last in piece["offset_mapping"]]
-        at = span.end
-    return ids, np.array(offsets, np.int64).reshape(-1, 2)
-
-
-@lru_cache(maxsize=16)
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    return frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
-
-
-def _plain(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Encode texts in which nothing is a special token, whatever it looks like."""
-    return list(tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]) if texts else []
-
-
-def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return [tokenizer.bos_token_id] if getattr(tokenizer, "add_bos_token", False) and tokenizer.bos_token_id is not None else []
-
-
-def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
-    if tokenizer.eos_token_id is None:
-        raise BadModel("The tokenizer names no end-of-sequence token, so a tuned model would never stop", code="no_end_token")
-    return int(tokenizer.eos_token_id)

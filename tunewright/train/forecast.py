@@ -14,7 +14,7 @@ from typing import Any
 
 from tunewright.data.sampler import steps
 from tunewright.data.tokens import Item
-from tunewright.event import Event
+from tunewright.event import Event, duration
 from tunewright.train import peak as peaks
 from tunewright.train.estimate import Pace, checkpoint_bytes, device_of, estimate, left, limit_of, pace_of, sizes, state_bytes, weight_bytes
 from tunewright.train.folder import write_json
@@ -119,11 +119,3 @@ def sentence(found: dict[str, Any]) -> str:
     if not found["fits"]:
         text += f". It may not fit into {found['memory_limit_bytes'] / 1e9:.2f} GB; `tunewright plan` finds what would"
     return text
-
-
-def duration(seconds: float) -> str:
-    """Seconds as one would say them."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
