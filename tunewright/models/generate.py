@@ -40,12 +40,12 @@ def answers(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    budget: int = 8192,
+    budget: int | None = None,
 ) -> list[Answer]:
     """The greedy answer to each prompt, in the prompts' order.
 
     Prompts of like length are answered together, padded on the left, in batches of `budget` tokens, answers
-    included. An answer ends at an end token, after `max_new_tokens`, or where the model's context is full.
+    included: without one, as many as have 256 MB of keys and values, at least 8,192. An answer ends at an end token, after `max_new_tokens`, or where the model's context is full.
     Raises Problem `context_length_exceeded` where a prompt leaves no room for a token.
 
     How prompts are batched does not change an answer in exact arithmetic. In floating point it changes the last
@@ -58,7 +58,7 @@ def answers(
         # Rows short of room are few; each length of room is a batch of its own, so that none runs past its context.
         for room in sorted(set(rooms), reverse=True):
             mine = [i for i, other in enumerate(rooms) if other == room]
-            for group in micro_batches([len(prompts[i]) + room for i in mine], budget):
+            for group in micro_batches([len(prompts[i]) + room for i in mine], budget or _budget(model)):
                 batch = [prompts[mine[i]] for i in group]
                 for i, ids in zip(group, _generate(model, tokenizer, batch, room), strict=True):
                     found[mine[i]] = _answer(ids, tokenizer)
@@ -98,6 +98,18 @@ def _room(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
             param="messages",
         )
     return min(wanted, most - len(ids))
+
+
+def _budget(model: PreTrainedModel | PeftModel) -> int:
+    """The tokens of a batch: many small steps cost a small model more than a large one."""
+    config = base_of(model).config.get_text_config()
+    all_heads = getattr(config, "num_attention_heads", None)
+    if not all_heads:  # a recurrent model, whose states do not grow
+        return 8192
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // all_heads
+    token = 2 * config.num_hidden_layers * heads * size * next(model.parameters()).element_size()
+    return max(8192, 2**28 // token)
 
 
 @contextmanager
