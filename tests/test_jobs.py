@@ -83,6 +83,16 @@ def test_only_the_moves_of_the_table_are_made(store: Store, state: str, to: str)
     assert kinds == ([f"fine_tuning.job.{to}"] if made and to in FINAL else [])
 
 
+def test_the_table_of_moves_is_sound() -> None:
+    """Said without the table: how each state is reached, and that an end is one."""
+    reached = {to: {state for state in STATES if to in MOVES[state]} for to in STATES}
+    open_states = {"validating_files", "queued", "running", "paused"}
+    assert FINAL == {"succeeded", "failed", "cancelled"} == set(STATES) - open_states
+    assert reached["validating_files"] == set() and reached["queued"] == {"validating_files", "running", "paused"}
+    assert reached["running"] == {"queued"} and reached["succeeded"] == {"running"} and reached["paused"] == {"queued", "running"}
+    assert reached["cancelled"] == open_states and reached["failed"] == open_states - {"paused"}
+
+
 def test_a_move_is_there_whole_or_not_at_all(store: Store) -> None:
     job_id = new_job(store)
 
