@@ -13,9 +13,10 @@ import pytest
 from sqlalchemy import func, select
 
 import tiny
-from serving import Server, server, serving
+from serving import POSTGRESQL, Server, server, serving
 from tunewright.jobs.lifecycle import locked, move
 from tunewright.jobs.store import Checkpoint, Delivery, Job, new_id
+from tunewright.serve.fine_tuning import _WAITING
 
 __all__ = ["server"]
 
@@ -50,6 +51,7 @@ def test_a_job_is_what_was_asked_for(server: Server) -> None:
     assert (job.status, job.model, job.seed, job.metadata, job.error) == ("validating_files", "nano", 7, {"who": "ann"}, None)
     assert job.hyperparameters.n_epochs == 2 and job.method is not None and job.method.supervised is not None
     assert job.model_dump()["tunewright"] == {"tuning": {"kind": "lora", "rank": 4}, "shuffle": "by_prefix"}
+    assert client.fine_tuning.jobs.retrieve(job.id) == job
     with server.store.read() as session:
         row = session.scalars(select(Job)).one()
     config = row.request["config"]
@@ -209,6 +211,15 @@ def test_lists_go_on_where_a_page_ended_and_find_metadata(server: Server) -> Non
     assert [job.id for job in client.fine_tuning.jobs.list(metadata={"n": "1"})] == [ids[3], ids[1]]
     assert [job["id"] for job in server.http.get("/v1/fine_tuning/jobs?metadata=null").json()["data"]] == [ids[0]]
     assert server.http.get("/v1/fine_tuning/jobs", params={"metadata[a'\"]": "x"}).status_code == 400
+
+
+def test_counting_what_waits_reads_an_index_alone(server: Server) -> None:
+    if POSTGRESQL:
+        pytest.skip("PostgreSQL plans by what a table holds")
+    with server.store.read() as session:
+        statement = _WAITING.params(owner="default").compile(session.connection(), compile_kwargs={"literal_binds": True})
+        plan = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")
+        assert "COVERING INDEX ix_jobs_status_owner_seq (status=? AND owner=?)" in str(plan.all())
 
 
 def test_a_job_limit_is_kept(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -23,7 +24,7 @@ from tunewright.jobs.home import Home, HomeTaken, alive, link, read_json
 from tunewright.jobs.launch import Launcher
 from tunewright.jobs.lifecycle import FINAL, MOVES, WrongState, fail, locked, move, next_queued, tell
 from tunewright.jobs.record import record
-from tunewright.jobs.store import BadStore, Checkpoint, Delivery, File, Job, JobEvent, Store, new_id
+from tunewright.jobs.store import BadStore, Checkpoint, Delivery, File, Job, JobEvent, Store, new_id, put
 
 STATES = sorted(MOVES)
 
@@ -170,6 +171,32 @@ def test_migrations_make_the_tables_that_the_code_has(store: Store) -> None:
     with store.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
     store.migrate()  # a second time there is nothing to do
+
+
+def test_what_is_put_is_what_a_session_would_store(store: Store) -> None:
+    """One row of each by `put`, one by the session, defaults and nulls included; events are numbered as they come."""
+    given: dict[str, Any] = {
+        "owner": "o", "key_id": "k", "asked": "", "status": "queued", "created_at": 1.5, "model": "nano", "seed": 3, "training_file": "f",
+        "request": {"é": [1, None]}, "hyperparameters": {}, "labels": None, "suffix": None,
+    }  # fmt: skip
+    said = {"created_at": 1.0, "level": "info", "type": "message", "data": {}}
+    with store.write() as session:
+        put(session.connection(), Job(id="a", **given))
+        put(session.connection(), *(JobEvent(id=f"e{i}", job_id="a", message=str(i), **said) for i in range(9)))
+        session.add(Job(id="b", **given))
+    with store.read() as session:
+        put_, added = session.execute(select(Job.__table__).order_by(Job.id)).mappings().all()
+        assert {**put_, "id": 0, "seq": 0} == {**added, "id": 0, "seq": 0}
+        nulls = "select count(*) from jobs where labels is null and error is null"  # and not JSON's null
+        assert session.connection().exec_driver_sql(nulls).scalar() == 2
+        assert session.scalars(select(JobEvent.message).order_by(JobEvent.seq)).all() == list("012345678")
+
+
+def test_ids_are_letters_and_digits_of_every_kind() -> None:
+    ids = [new_id("ftjob-") for _ in range(500)]
+    assert len(set(ids)) == 500 and all(re.fullmatch(r"ftjob-[A-Za-z0-9]{24}", each) for each in ids)
+    for place in range(6, 30):  # all 62 at each place, but for one chance in 50 a place to miss one
+        assert len({each[place] for each in ids}) > 55
 
 
 def test_a_home_has_one_server(tmp_path: Path) -> None:

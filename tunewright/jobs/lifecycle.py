@@ -22,6 +22,7 @@ MOVES: dict[str, frozenset[str]] = {
     "cancelled": frozenset(),
 }
 FINAL = frozenset(state for state, after in MOVES.items() if not after)
+OPEN = tuple(state for state in MOVES if state not in FINAL)
 
 ATTEMPTS = 3
 """Workers that may be lost in a row without a step completed."""
@@ -74,9 +75,13 @@ def fail(store: Store, session: Session, job: Job, code: str, message: str, para
 
 def tell(store: Store, session: Session, job: Job, message: str, level: str = "info", at: float | None = None, **data: Any) -> None:
     """Add an event of words."""
-    event = JobEvent(id=new_id("ftevent-"), job_id=job.id, created_at=at or store.now(), level=level, type="message", message=message, data=data)
-    session.add(event)
+    session.add(words(job, message, at or store.now(), level, **data))
     session.flush()  # events are numbered in the order in which they are said
+
+
+def words(job: Job, message: str, at: float, level: str = "info", **data: Any) -> JobEvent:
+    """An event of words, not added yet. `at`: Unix seconds."""
+    return JobEvent(id=new_id("ftevent-"), job_id=job.id, created_at=at, level=level, type="message", message=message, data=data)
 
 
 def next_queued(session: Session, but: Iterable[str] = ()) -> Job | None:

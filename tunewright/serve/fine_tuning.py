@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from tunewright.config import TrainConfig
 from tunewright.errors import BadConfig
 from tunewright.jobs.home import Home, link
-from tunewright.jobs.lifecycle import FINAL, MOVES, WrongState, locked, move, tell
-from tunewright.jobs.store import Checkpoint, File, Job, JobEvent, Key, Permission, new_id
+from tunewright.jobs.lifecycle import MOVES, OPEN, WrongState, locked, move, words
+from tunewright.jobs.store import Checkpoint, File, Job, JobEvent, Key, Permission, new_id, put
 from tunewright.serve import schemas
 from tunewright.serve.errors import ApiError
 from tunewright.serve.lists import After, Limit10, Limit20, page
@@ -28,6 +28,14 @@ router = APIRouter(prefix="/v1/fine_tuning")
 
 RETRY_SECONDS = 900.0
 """How long a creation that is sent again counts as the same: the client's time-out of ten minutes, and its pauses."""
+
+# What a creation asks of the database, built once: building a statement takes longer than running it.
+_LATELY = select(Job.seq).where(Job.asked == bindparam("asked"), Job.retries < bindparam("again"), Job.created_at > bindparam("since"))
+_LATELY = _LATELY.order_by(Job.seq.desc()).limit(1)
+_SINCE = select(Job.seq).where(Job.asked == bindparam("asked"), Job.retries > 0, Job.created_at >= bindparam("since"))
+_SINCE = _SINCE.order_by(Job.seq.desc()).limit(1)
+_WAITING = select(func.count()).select_from(Job).where(Job.owner == bindparam("owner"), Job.status.in_(OPEN))
+_FILE = select(File.purpose, File.expires_at).where(File.id == bindparam("id"), File.owner == bindparam("owner"), File.deleted_at.is_(None))
 
 
 @router.post("/jobs")
@@ -42,24 +50,24 @@ def create(asked: JobAsked, request: Request) -> dict[str, Any]:
         state.store.queue_for(session, digest)
         if found := _sent_before(session, digest, again, begun):
             return schemas.job(found, state.config)
-        _within_quota(session, state.config, key)
+        connection = session.connection()  # past the session, a statement takes a fraction of the time
+        _within_quota(connection, state.config, key)
         base, source = _base(session, request, asked.model)
-        _usable(session, key, asked.training_file, "training_file", begun)
+        _usable(connection, key, asked.training_file, "training_file", begun)
         if asked.validation_file:
-            _usable(session, key, asked.validation_file, "validation_file", begun)
+            _usable(connection, key, asked.validation_file, "validation_file", begun)
         row = Job(
             id=new_id("ftjob-"), owner=key.owner, key_id=key.id, asked=digest, retries=again, status="validating_files", created_at=begun,
             model=base, suffix=asked.suffix, seed=secrets.randbelow(2**31) if asked.seed is None else asked.seed,
-            training_file=asked.training_file, validation_file=asked.validation_file, labels=asked.metadata,
+            training_file=asked.training_file, validation_file=asked.validation_file, labels=asked.metadata, result_files=[],
             hyperparameters=settings["hyperparameters"] | ({"beta": settings["method"]["beta"]} if settings["method"]["kind"] == "dpo" else {}),
             request={"method": settings["method"]["kind"], "tunewright": tunewright, "config": {**settings, "model": source}},
         )  # fmt: skip
         _give_files(state.home, row)
-        session.add(row)
-        session.flush()
-        tell(state.store, session, row, f"Created fine-tuning job: {row.id}")
+        put(connection, row)
         other = f" and validation file: {row.validation_file}" if row.validation_file else ""
-        tell(state.store, session, row, f"Validating training file: {row.training_file}{other}")
+        first, second = f"Created fine-tuning job: {row.id}", f"Validating training file: {row.training_file}{other}"
+        put(connection, words(row, first, begun), words(row, second, begun))
     _wake(request)
     return schemas.job(row, state.config)
 
@@ -76,13 +84,14 @@ def _sent_before(session: Session, digest: str, again: int, begun: float) -> Job
     A retry looks for one that was made lately and that no other retry has claimed; a first try, for one that its own retry,
     overtaking it, has made since it came in.
     """
-    same = select(Job).where(Job.asked == digest).order_by(Job.seq.desc())
     if again:
-        found = session.scalar(same.where(Job.retries < again, Job.created_at > begun - RETRY_SECONDS).limit(1))
-        if found:
-            found.retries = again
-        return found
-    return session.scalar(same.where(Job.retries > 0, Job.created_at >= begun).limit(1))
+        seq = session.connection().scalar(_LATELY, {"asked": digest, "again": again, "since": begun - RETRY_SECONDS})
+    else:
+        seq = session.connection().scalar(_SINCE, {"asked": digest, "since": begun})
+    found = None if seq is None else session.get_one(Job, seq)
+    if again and found:
+        found.retries = again
+    return found
 
 
 def _config(asked: JobAsked) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -140,17 +149,17 @@ def _base(session: Session, request: Request, name: str) -> tuple[str, str]:
     raise ApiError(400, f"Model {name} is not available for fine-tuning or does not exist.", "model", "model_not_available")
 
 
-def _usable(session: Session, key: Key, file_id: str, param: str, now: float) -> None:
-    row = session.scalar(select(File).where(File.id == file_id, File.owner == key.owner, File.deleted_at.is_(None)))
+def _usable(connection: Connection, key: Key, file_id: str, param: str, now: float) -> None:
+    row = connection.execute(_FILE, {"id": file_id, "owner": key.owner}).first()
     if row is None or (row.expires_at is not None and row.expires_at <= now):
         raise ApiError(400, f"invalid {param}: {file_id}", param, "invalid_file")
     if row.purpose != "fine-tune":
         raise ApiError(400, f"{param}: file {file_id} was uploaded for {row.purpose}; upload it with purpose fine-tune", param, "invalid_purpose")
 
 
-def _within_quota(session: Session, config: Any, key: Key) -> None:
+def _within_quota(connection: Connection, config: Any, key: Key) -> None:
     most = key.quotas.get("jobs", config.quotas.jobs)
-    waiting = session.scalar(select(func.count()).select_from(Job).where(Job.owner == key.owner, Job.status.not_in(FINAL))) or 0
+    waiting = connection.scalar(_WAITING, {"owner": key.owner}) or 0
     if waiting >= most:
         text = f"{waiting} jobs have not ended yet, and this key may have {most}. Wait for one to end, or cancel one"
         raise ApiError(429, text, code="job_limit_exceeded", headers={"retry-after": "60", "x-should-retry": "false"})
