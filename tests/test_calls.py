@@ -17,7 +17,7 @@ import tiny
 import tunewright
 from tunewright.data.example import Chat, Message
 from tunewright.data.rendering import Renderer
-from tunewright.data.tokens import Row, next_turn, prompt, render, tokenize
+from tunewright.data.tokens import NotRenderable, Row, next_turn, prompt, render, rendered_text, tokenize
 
 # The shapes of templates in the wild, in our own words.
 QWEN = (
@@ -47,6 +47,25 @@ SORTING = QWEN.replace(
     "{% for k, v in call.arguments | dictsort %}<{{ k }}>{{ v if v is string else v | tojson }}</{{ k }}>{% endfor %}",
 )
 
+# How templates show tools: as JSON, indented, in part as declarations of types; and three that change what the definitions say.
+SHOWN = {
+    "listed": QWEN,
+    "indented": QWEN.replace("tools | tojson", "tools | tojson(indent=4)"),
+    "one_by_one": QWEN.replace("tools | tojson +", "'' }}{% for t in tools %}{{ '<tools>' + t.function | tojson + '</tools>' }}{% endfor %}{{"),
+    "declared": QWEN.replace(
+        "tools | tojson +",
+        "'' }}{% for t in tools %}{% if t.type == 'function' %}// {{ t.function.description | default('') }}\ntype {{ t.function.name }} = (_: ["
+        "{% for n, p in (t.function.parameters or {}).get('properties', {}).items() %}\n{{ n }}: "
+        "{% if p.type == 'string' %}{% if p.enum %}{{ p.enum | join(' | ') }}{% else %}string{% endif %}{% else %}any{% endif %}, // {{ p.description }}"
+        "{% endfor %}]){% endif %}{% endfor %}{{",
+    ),
+}
+CHANGED = {
+    "python": QWEN.replace("tools | tojson", "tools | string"),
+    "upper": QWEN.replace("tools | tojson", "(tools | tojson | upper)"),
+    "wrapped": QWEN.replace("tools | tojson", "(tools | tojson | wordwrap(24))"),
+}
+
 ARGUMENTS = {"city": "Oslo", "days": 2}
 CALL = '{"name": "weather", "arguments": {"city": "Oslo", "days": 2}}'
 WRITTEN = {
@@ -64,9 +83,9 @@ def tokenizer(name: str) -> Any:
     """The template's tokenizer; `<tool_call>` is a token of its own, as with Qwen."""
     if name == "nano":
         return AutoTokenizer.from_pretrained(Path(tunewright.__file__).parent / "models" / "nano")
-    templates = {"qwen": QWEN, "llama": LLAMA, "printing": PRINTING, "joining": JOINING, "sorting": SORTING}
+    templates = SHOWN | CHANGED | {"qwen": QWEN, "llama": LLAMA, "printing": PRINTING, "joining": JOINING, "sorting": SORTING}
     made = tiny.tokenizer(templates[name])
-    made.add_special_tokens({"extra_special_tokens": ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<tool_call>"]})
+    made.add_special_tokens({"extra_special_tokens": ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<tool_call>", "<|IM_END|>"]})
     return made
 
 
@@ -223,3 +242,68 @@ def test_ids_and_names_never_become_control_tokens() -> None:
         return render(Chat((Message("user", "a"), calling(id=text), result, Message("assistant", "b", True))), made)
 
     assert controls(row("<|im_end|>"), made) == controls(row("x"), made)
+
+
+def defined(
+    name: str = "weather", said: str = "Tells the weather.", key: str = "city", value: str = "Where, as a name.", choice: str = "Oslo"
+) -> dict[str, Any]:
+    properties = {key: {"type": "string", "description": value, "enum": [choice, "b c"]}, "days": {"type": "integer", "description": "How many."}}
+    return {"type": "function", "function": {"name": name, "description": said, "parameters": {"type": "object", "properties": properties}}}
+
+
+def told(*tools: dict[str, Any], call: Message | None = None) -> Chat:
+    """A conversation with tools, of which one is called or none."""
+    turns = (call, Message("tool", "dry", extra={"tool_call_id": "call_1"})) if call else ()
+    return Chat((Message("user", "Rain?"), *turns, Message("assistant", "No rain.", True)), line=7, tools=tools)
+
+
+@pytest.mark.parametrize("name", ["nano", *SHOWN, *CHANGED])
+@pytest.mark.parametrize("call", [None, calling()], ids=["plain", "calling"])
+def test_ordinary_definitions_keep_their_ids(name: str, call: Message | None) -> None:
+    made, chat = tokenizer(name), told(defined(), defined("é_x", 'Says "hi" & <b>bye</b>\n'), call=call)
+    messages = [{"role": m.role, "content": m.content, **m.extra} for m in chat.messages]
+    row = render(chat, made)
+    assert row.ids.tolist() == made.apply_chat_template(messages, tools=list(chat.tools), tokenize=True, return_dict=False)
+    assert learnt(row, made)[-1] == "No rain.<|im_end|>"
+
+
+@settings(max_examples=40, deadline=None)
+@given(function=TEXT, said=TEXT, key=TEXT, value=TEXT, choice=TEXT, shown=st.sampled_from(["nano", *SHOWN]), calls_it=st.booleans())
+def test_what_a_definition_says_never_becomes_a_control_token(
+    function: str, said: str, key: str, value: str, choice: str, shown: str, calls_it: bool
+) -> None:
+    made = tokenizer(shown)
+    call = calling({key: value}, function or "f") if calls_it else None
+    chat = told(defined(function or "f", said, key, value, choice), defined(), call=call)
+    row, plain = render(chat, made), render(told(defined(), defined(), call=calling() if calls_it else None), made)
+    assert controls(row, made) == controls(plain, made)
+    assert made.decode(row.ids) == rendered_text(chat, made)  # nothing is lost
+    asked = replace(chat, messages=chat.messages[:-1])
+    ids = next_turn(asked, made)
+    assert row.ids[: len(ids)].tolist() == ids == prompt(chat, made)
+
+
+@pytest.mark.parametrize("name", sorted(CHANGED))
+def test_templates_that_change_definitions_are_refused_those_with_control_tokens(name: str) -> None:
+    made = tokenizer(name)
+    hostile = {"upper": "<|IM_END|>"}.get(name, "<|im_end|>")
+    for part in ("name", "said", "key", "value", "choice"):
+        dropped = tokenize([told(defined(**{part: hostile}))], made, 10_000).dropped
+        assert dropped == {"control_token_in_tools": [7]}, part
+    assert not tokenize([told(defined())], made, 10_000).dropped
+
+
+def test_serving_reads_definitions_as_training_does() -> None:
+    for name in ("listed", "python"):
+        made = tokenizer(name)
+        renderer = Renderer(made.chat_template)
+        try:
+            said = "a <|im_end|>" if name == "listed" else "a"
+            chat = told(defined(said=said))
+            asked = replace(chat, messages=chat.messages[:1])
+            assert next_turn(asked, made, renderer) == prompt(chat, made)
+            if name == "python":
+                with pytest.raises(NotRenderable, match="control token"):
+                    next_turn(replace(asked, tools=(defined(said="<|im_end|>"),)), made, renderer)
+        finally:
+            renderer.close()

@@ -227,7 +227,6 @@ def test_hostile_schemas_are_refused_or_followed_in_time(app: FastAPI, name: str
         ({"chat_template_kwargs": {"tokenize": True}}, None),
         ({"response_format": {"type": "json_schema"}}, None),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "wizard"}}}}, "invalid_json_schema"),
-        ({"tools": [{"type": "function", "function": {"name": "<|im_end|>"}}]}, "control_token"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

@@ -102,3 +102,19 @@ def test_a_template_without_tools_is_said_to_have_none(app: FastAPI) -> None:
     assert post(app, "/v1/chat/completions", body | {"tool_choice": "required"}).json()["error"]["code"] == "unsupported_parameter"
     for choice in ({"type": "function", "function": {"name": "nosuch"}}, {"x": 1}, "wizard"):
         assert post(app, "/v1/chat/completions", body | {"model": "base", "tool_choice": choice}).status_code == 400
+
+
+def test_control_tokens_in_tools_and_calls_stay_text(app: FastAPI) -> None:
+    def read(text: str) -> int:
+        tool = {"type": "function", "function": {"name": f"f{text}", "description": text, "parameters": {"type": "object", "properties": {text: {}}}}}
+        call = {"id": text, "type": "function", "function": {"name": f"f{text}", "arguments": json.dumps({"a": text})}}
+        turns = [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": text, "content": "y"},
+        ]
+        answer = post(app, "/v1/chat/completions", {"model": "base", "messages": turns, "tools": [tool], "max_tokens": 1})
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["usage"]["prompt_tokens"])
+
+    assert read("<|im_end|>") > read("x") + 15  # a control token would be one token, as an x is

@@ -1,4 +1,4 @@
-"""Calls of tools in messages, as chat templates want them: arguments parsed or as text, and marks in the place of what a user wrote."""
+"""Tools and calls of them, as chat templates want them: arguments parsed or as text, and marks in the place of what a user wrote."""
 
 from __future__ import annotations
 
@@ -74,6 +74,17 @@ def marked(extra: dict[str, Any], numbers: Mapping[str, int]) -> dict[str, Any]:
             for call in extra["tool_calls"]
         ]
     return out
+
+
+def numbered_tools(tools: Iterable[dict[str, Any]], start: int) -> dict[str, int]:
+    """Every text in the definitions of tools that needs a mark, with a number from `start` on. Plain words need none, and templates test them (types, say)."""
+    return numbered(({"": tool} for tool in tools), start)
+
+
+def marked_tools(tools: Iterable[dict[str, Any]], numbers: Mapping[str, int]) -> tuple[dict[str, Any], ...]:
+    """The definitions with marks for texts, the names of properties among them."""
+    marks = {text: mark(number) for text, number in numbers.items()}
+    return tuple(_swap(tool, marks) for tool in tools)
 
 
 def spellings(text: str) -> tuple[str, ...]:

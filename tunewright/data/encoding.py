@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunewright.data.turns import Rendering, Span
+from tunewright.data.turns import Rendering, Span, special_ids
 from tunewright.errors import BadModel
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _read(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tupl
 
 def _mask(chat: Rendering, ids: list[int], offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, set[int]]:
     """(tokens,) bool, which of a chat's tokens are trained; and the places of the spans that this reading does not keep safe."""
-    special = _special_ids(tokenizer)
+    special = special_ids(tokenizer)
     begins, ends = offsets[:, 0], offsets[:, 1]
     is_special = np.array([i in special for i in ids], bool)
     trained = np.zeros(len(ids), bool)
@@ -101,11 +101,6 @@ def _encode_pieces(chat: Rendering, cuts: set[int], tokenizer: PreTrainedTokeniz
             offsets += [(start + first, start + last) for first, last in piece["offset_mapping"]]
         at = span.end
     return ids, np.array(offsets, np.int64).reshape(-1, 2)
-
-
-@lru_cache(maxsize=16)
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    return frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
 def plain(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -53,7 +53,7 @@ def apply_template(chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: b
     where a template trims its contents the trimmed ones are tried. Otherwise the template rewrites what
     the messages say, no one knows which of its tokens are the answer, and the row is refused by name.
     """
-    if any(message.extra for message in chat.messages):
+    if chat.tools or any(message.extra for message in chat.messages):
         return _with_extras(chat, tokenizer, generation, renderer)
     marks = [f"\ue000{i}\ue001" for i in range(len(chat.messages))]
     contents = [message.content for message in chat.messages]
@@ -77,37 +77,79 @@ def _rewritten(chat: Chat) -> NotRenderable:
 
 
 def _with_extras(chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: bool, renderer: Renderer | None) -> Rendering:
-    """As `apply_template`, for chats with calls, names and ids: these are marked too, and the turns whose calls are learnt are found.
+    """As `apply_template`, for chats with tools, calls, names and ids: these are marked too, and the turns whose calls are learnt are found.
 
     Templates get the arguments of calls as objects, or, where they refuse these or print them as Python does (which hides the marks), as texts.
+    A template may write the tools' definitions in other words than theirs; then they must show to be harmless.
     """
     refused: NotRenderable | None = None
+    for tools in (True, False) if chat.tools else (False,):
+        if chat.tools and not tools:
+            _check_tools(chat, tokenizer, generation, renderer)
+        for form in (calls.as_objects, calls.as_texts):
+            given = replace(chat, messages=tuple(replace(message, extra=form(message.extra)) for message in chat.messages))
+            try:
+                found = _placed(given, tools, tokenizer, generation, renderer)
+            except NotRenderable as problem:
+                refused = refused or problem
+                continue
+            if found is not None:
+                return _learnt(given, *found, tokenizer, renderer)
+            refused = refused or _rewritten(chat)
+    assert refused is not None
+    raise refused
+
+
+def _check_tools(chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: bool, renderer: Renderer | None) -> None:
+    """Raise NotRenderable where the tools' definitions give the rendering other control tokens than marks in their place do."""
+    marked = calls.marked_tools(chat.tools, calls.numbered_tools(chat.tools, 0))
     for form in (calls.as_objects, calls.as_texts):
         given = replace(chat, messages=tuple(replace(message, extra=form(message.extra)) for message in chat.messages))
         try:
-            found = _placed(given, tokenizer, generation, renderer)
-        except NotRenderable as problem:
-            refused = refused or problem
-            continue
-        if found is not None:
-            return _learnt(given, *found, tokenizer, renderer)
-        refused = refused or _rewritten(chat)
-    assert refused is not None
-    raise refused
+            found = _controls(given, tokenizer, generation, renderer)
+        except NotRenderable:
+            continue  # for another reason, and whoever renders will tell
+        try:
+            harmless = found == _controls(replace(given, tools=marked), tokenizer, generation, renderer)
+        except NotRenderable:
+            harmless = False
+        if not harmless:
+            what = f"line {chat.line}: the chat template changes the tools' definitions, and writes other control tokens with them than without"
+            raise NotRenderable(f"{what}. Remove what looks like a control token from the tools", code="control_token_in_tools")
+
+
+def _controls(chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: bool, renderer: Renderer | None) -> list[int]:
+    """The control tokens of a chat's rendering, as it reads. Raises NotRenderable."""
+    text = run_template(chat, [message.content for message in chat.messages], tokenizer, generation, renderer)
+    return [token for token in tokenizer(text, add_special_tokens=False)["input_ids"] if token in special_ids(tokenizer)]
+
+
+@lru_cache(maxsize=16)
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids of the tokenizer's control tokens."""
+    return frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
 _Places = list[tuple[int, int, int]]
 
 
 def _placed(
-    chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: bool, renderer: Renderer | None
+    chat: Chat, tools: bool, tokenizer: PreTrainedTokenizerBase, generation: bool, renderer: Renderer | None
 ) -> tuple[str, _Places, dict[str, int]] | None:
-    """The rendering, where its marked texts stand, and the numbers of those that are not contents: contents have their message's place."""
+    """The rendering, where its marked texts stand, and the numbers of those that messages hold and are not contents: contents have their message's place.
+
+    `tools`: whether the tools' definitions are marked as well.
+    """
     contents = [message.content for message in chat.messages]
     numbers = calls.numbered([message.extra for message in chat.messages], len(contents))
-    marked = replace(chat, messages=tuple(replace(message, extra=calls.marked(message.extra, numbers)) for message in chat.messages))
+    defined = calls.numbered_tools(chat.tools, len(contents) + len(numbers)) if tools else {}
+    marked = replace(
+        chat,
+        messages=tuple(replace(message, extra=calls.marked(message.extra, numbers)) for message in chat.messages),
+        tools=calls.marked_tools(chat.tools, defined),
+    )
     spelt: dict[int, Sequence[str]] = {i: (content, content.strip()) for i, content in enumerate(contents)}
-    spelt |= {number: calls.spellings(text) for text, number in numbers.items()}
+    spelt |= {number: calls.spellings(text) for known in (numbers, defined) for text, number in known.items()}
     plain = run_template(chat, contents, tokenizer, generation, renderer)
     for kept in (True, False):  # an empty content is marked too, unless the template treats it as something else
         shown = [calls.mark(i) if content or kept else "" for i, content in enumerate(contents)]
@@ -158,7 +200,7 @@ def _turn(chat: Chat, i: int, text: str, tokenizer: PreTrainedTokenizerBase, ren
 
 def _run_marked(chat: Chat, shown: list[str], tokenizer: PreTrainedTokenizerBase, generation: bool, renderer: Renderer | None) -> str:
     """The rendering with marks, which chats of the same roles have in common."""
-    if renderer or chat.tools:
+    if renderer:
         return run_template(chat, shown, tokenizer, generation, renderer)
     return _same_roles(tokenizer, str(tokenizer.chat_template), tuple(m.role for m in chat.messages), tuple(shown), generation)
 

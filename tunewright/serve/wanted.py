@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tunewright.data.example import Chat, Message
@@ -19,7 +18,6 @@ def asks_of(asked: ChatRequest, opened: Opened) -> list[Ask]:
     """The answers wanted. Raises Problem; takes as long as a template and a tokenizer do."""
     chat = _chat(asked)
     with opened.tokenizing:
-        _check_control_tokens(chat, opened)
         try:
             ids = tuple(next_turn(chat, opened.tokenizer, opened.renderer))
         except NotRenderable as problem:
@@ -39,16 +37,6 @@ def asks_of(asked: ChatRequest, opened: Opened) -> list[Ask]:
     found = [ask_of(asked, opened, ids, most, i, top, rule) for i in range(asked.n or 1)]
     check_work(found)
     return found
-
-
-def _check_control_tokens(chat: Chat, opened: Opened) -> None:
-    """Contents are read as plain text whatever they hold. Names, calls and tools are woven into the template, so what looks like a
-    control token is refused there. Raises Problem."""
-    beside = json.dumps([list(chat.tools), [message.extra for message in chat.messages]], ensure_ascii=False)
-    for token in opened.tokenizer.added_tokens_decoder.values():
-        if token.special and json.dumps(str(token), ensure_ascii=False)[1:-1] in beside:
-            text = f"A tool, a tool call or a name holds {str(token)!r}, which is one of this model's control tokens; remove it"
-            raise Problem(text, code="control_token", param="messages")
 
 
 def ask_of(asked: Any, opened: Opened, ids: tuple[int, ...], most: int, i: int, top: int | None, rule: str | None = None) -> Ask:
