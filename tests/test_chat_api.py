@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from threading import Thread
 from time import monotonic, sleep
 from typing import Any
@@ -18,6 +19,8 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from peft import LoraConfig, get_peft_model
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 import tiny
 from test_generate import make
@@ -234,6 +237,41 @@ def test_what_is_refused(app: FastAPI, change: dict[str, Any], code: str | None,
     answer = post(app, "/v1/chat/completions", {"model": "base", "messages": HELLO, "stream": stream, **change})
     assert answer.status_code == (404 if code == "model_not_found" else 400), answer.text
     assert answer.json()["error"].keys() == {"message", "type", "param", "code"} and answer.json()["error"]["code"] == code
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
+    """Models that are for something else, and an adapter for one of them."""
+    folder, sizes = tmp_path_factory.mktemp("others"), {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 1}
+    classifier = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=64, num_attention_heads=4, max_position_embeddings=256))
+    causal = LlamaForSequenceClassification(LlamaConfig(**sizes, intermediate_size=64, num_attention_heads=4, pad_token_id=0))
+    made = {"intents": classifier, "spam": causal, "summaries": tiny.encoder_decoder("t5"), "bart": tiny.encoder_decoder("bart")}
+    models = {name: Resolved(name, Path(tiny.save(folder / name, model))) for name, model in (made | {"encoder": tiny.encoder("bert")}).items()}
+    get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", target_modules=["query"])).save_pretrained(folder / "adapter")
+    models["ft:adapter"] = Resolved("ft:adapter", folder / "adapter", str(folder / "intents"))
+    engine = Engine()
+    yield app_for(engine, models)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        ("intents", "is a classifier"),
+        ("spam", "is a classifier"),
+        ("ft:adapter", "is a classifier"),
+        ("summaries", "is an encoder-decoder"),
+        ("bart", "is an encoder-decoder"),
+        ("encoder", "is an encoder without a head"),
+    ],
+)
+def test_models_that_do_not_write_are_refused_with_what_they_are(others: FastAPI, model: str, what: str) -> None:
+    for route, body in (("chat/completions", {"messages": HELLO}), ("completions", {"prompt": "Where"})):
+        for stream in (False, True):
+            answer = post(others, f"/v1/{route}", {"model": model, "stream": stream, **body})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"], error["param"]) == (400, "model_cannot_chat", "model"), answer.text
+            assert error["message"].startswith(f"{model} {what}") and "such as nano" in error["message"]
 
 
 def test_completions_go_on_from_a_text(app: FastAPI) -> None:

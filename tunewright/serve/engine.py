@@ -77,7 +77,7 @@ class Engine:
     def open(self, resolved: Resolved) -> Opened:
         """The model, loaded if it is not: that takes from milliseconds (an adapter) to minutes (a large base).
 
-        Raises BadModel where it cannot be used: `model_not_found`, `model_rejected`, `adapter_mismatch`, `out_of_memory`.
+        Raises BadModel where it cannot be used: `model_not_found`, `model_rejected`, `adapter_mismatch`, `out_of_memory`, `model_cannot_chat`.
         """
         key = (str(resolved.folder), resolved.base)
         stamp = stamp_of(resolved.folder)
@@ -148,6 +148,7 @@ class Engine:
 
         folder, name = resolved.folder, resolved.name
         _check_manifest(folder, name)
+        check_task(resolved)
         if not (folder / "adapter_config.json").is_file():
             runner = self._runner(f"{folder} {stamp}", str(folder), lambda: load(str(folder)))
             return Opened(name, runner, None, runner.loaded.tokenizer, runner.tokenizing, runner.loaded.context, stamp)
@@ -221,6 +222,28 @@ def stamp_of(folder: Path) -> tuple[int, ...]:
     if not found:
         raise BadModel("The model's files are no longer there", code="model_not_found", param="model")
     return tuple(number for each in found for number in (each.st_ino, each.st_mtime_ns, each.st_size))
+
+
+def check_task(resolved: Resolved) -> None:
+    """Raise BadModel `model_cannot_chat` where a model, by its files alone, is for something else than going on from a text."""
+    from tunewright.models import tasks
+    from tunewright.models.load import check_folder, purpose, read_json
+
+    folder, name = resolved.folder, resolved.name
+    if (folder / "adapter_config.json").is_file():
+        of_adapter = tasks.of_adapter(read_json(folder / "adapter_config.json", name))
+        task = of_adapter or (purpose(resolved.base) if resolved.base else "chat")
+    else:
+        task = tasks.of_config(check_folder(folder, name))
+    if task == "chat":
+        return
+    what, instead = {
+        "classification": ("a classifier: it gives a text one of its labels", "Ask it with `tunewright chat` or `tunewright label`"),
+        "text_to_text": ("an encoder-decoder: it turns one text into another", "Ask it with `tunewright chat`"),
+        "encoder": ("an encoder without a head: it gives no answers", "Tune it on rows of text + label to classify with it"),
+    }[task]
+    text = f"{name} is {what}, and cannot be asked at chat completions or completions. {instead}; for these choose a model that writes, such as nano"
+    raise BadModel(text, code="model_cannot_chat", param="model")
 
 
 def _check_manifest(folder: Path, name: str) -> None:

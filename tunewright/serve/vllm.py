@@ -20,7 +20,7 @@ import httpx
 
 from tunewright.errors import BadModel, Problem
 from tunewright.serve.ask import Ask, Chance, Piece, Resolved
-from tunewright.serve.engine import Opened, stamp_of
+from tunewright.serve.engine import Opened, check_task, stamp_of
 
 if TYPE_CHECKING:
     from tunewright.serve.grammar import Tokens
@@ -96,6 +96,7 @@ class VllmEngine:
         from tunewright.models.load import find, read_json, tokenizer_of
         from tunewright.serve.grammar import Tokens
 
+        check_task(resolved)
         base = resolved.base or resolved.name
         served = self._call("GET", "/v1/models")["data"]
         there = next((each for each in served if each.get("id") in (base, str(resolved.folder))), None)
