@@ -10,7 +10,7 @@ SOURCES := $(wildcard tunewright tests recipes benchmarks setup_env.py)
 .PHONY: help setup demo test test-postgresql check static format lint types layers fix lock clean
 
 help:
-	@echo 'make demo               check, train, evaluate and try a small model; about two minutes'
+	@echo 'make demo               check, train, evaluate and try a small model; about a minute'
 	@echo 'make test               the whole test suite'
 	@echo 'make test-postgresql    the tests of jobs and server, on PostgreSQL'
 	@echo 'make check              format, lint, types, layers, tests: what CI runs'

@@ -28,7 +28,7 @@ As = Annotated[str | None, typer.Option("--format", help="Take every row as this
 
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="Where the run goes; an earlier demo there is replaced.")] = Path("runs/demo")) -> None:
-    """Tune the built-in model on the sample data and show what it learnt; about two minutes on two cores."""
+    """Tune the built-in model on the sample data and show what it learnt; about a minute on two cores."""
     from tunewright.cli.demo import demo
 
     demo(out)
