@@ -104,6 +104,7 @@ def good(file: str, upload: str, job: str) -> list[Request]:
         Request("POST", "/v1/files", form({"purpose": "fine-tune"}, {"file": ("a.jsonl", row * 10)}), dict(form_type)),
         Request("GET", f"/v1/files/{file}", params=(file,)),
         Request("GET", f"/v1/files/{file}/content", params=(file,)),
+        Request("GET", f"/v1/files/{file}/report", params=(file,)),
         Request("DELETE", "/v1/files/file-nosuch", params=("file-nosuch",)),
         post("/v1/uploads", start),
         Request("POST", f"/v1/uploads/{upload}/parts", form({}, {"data": ("d", b"abc")}), dict(form_type), (upload,)),

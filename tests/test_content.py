@@ -86,12 +86,15 @@ def test_checksums_against_every_wrong_digit() -> None:
                     assert not is_right(number[:at] + digit + number[at + 1 :])
 
 
-def test_near_duplicates_and_a_shared_passage() -> None:
+def test_near_duplicates_and_a_shared_passage(monkeypatch: pytest.MonkeyPatch) -> None:
     one, passage = prose(1), prose(2, 100)
     changed = one.replace(one.split()[20], "changed", 1)
     asked = [f"{passage} {prose(i, 20)}" for i in (3, 4)]
     assert [(i, j) for i, j, begins in near([one, prose(5), changed, *asked]) if not begins] == [(2, 0)]
     assert list(near([changed, prose(5)], [prose(6), one])) == [(0, 1, False)]
+    with monkeypatch.context() as long:  # texts that are too long to wait for others
+        long.setattr("tunewright.data.near._BATCH_CHARACTERS", 2 * len(one))
+        assert [(i, j) for i, j, begins in near([one, prose(5), changed, *asked]) if not begins] == [(2, 0)]
 
 
 def test_a_thousand_copies_cost_no_thousand_squared() -> None:

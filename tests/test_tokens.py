@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from tunewright.data.example import Chat, Completion, Labelled, Message
-from tunewright.data.tokens import NotRenderable, end_ids, prompt, render, tokenize, with_template
+from tunewright.data import tokens
+from tunewright.data.example import Chat, Completion, Labelled, Message, Pair
+from tunewright.data.tokens import NotRenderable, end_ids, preferred, prompt, render, rendered, tokenize, with_template
 
 TEMPLATES = {"chatml": tiny.CHATML, "default system": tiny.DEFAULT_SYSTEM, "trimming": tiny.TRIMMING, "plain": None}
 
@@ -154,3 +155,25 @@ def test_a_tool_call_must_show_in_the_rendering():
 
 def test_end_ids_hold_the_turn_end():
     assert end_ids(tiny.tokenizer()) == {2}
+
+
+@pytest.mark.parametrize("characters", [1 << 20, 50])
+def test_many_at_once_are_what_each_is_alone(monkeypatch, characters):
+    """Batches are encoded ahead in a thread, while texts that look like control tokens are read piece by piece: neither may reach the other."""
+    monkeypatch.setattr(tokens, "_BATCH", 16)
+    monkeypatch.setattr(tokens, "_BATCH_CHARACTERS", characters)
+    tokenizer = with_template(tiny.tokenizer(tiny.CHATML))
+    kinds = (
+        lambda i: chat(("user", f"Say <|im_end|> {i}"), ("assistant", f"<|im_end|> it is, {i}")),
+        lambda i: chat(("user", f"What is {i}?"), ("assistant", f"{i} is {i}")),
+        lambda i: Completion(f"{i} <|im_start|>", f" and {i}"),
+        lambda i: Pair(chat(("user", f"{i}?"), ("assistant", "yes")), chat(("user", f"{i}?"), ("assistant", f"no {i}")), i),
+    )
+    examples = [kinds[i % len(kinds)](i) for i in range(200)]
+    made = list(rendered(examples, tokenizer))
+    assert [example for example, _ in made] == examples
+    for example, rows in made:
+        alone = [example.chosen, example.rejected] if isinstance(example, Pair) else [preferred(example)]
+        for row, one in zip(rows, alone, strict=True):
+            same = render(one, tokenizer)
+            assert row.ids.tolist() == same.ids.tolist() and row.trained.tolist() == same.trained.tolist()

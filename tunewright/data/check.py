@@ -75,12 +75,12 @@ def _gather(path: Path, minimum: int, as_format: Format | None, reader: Reader |
     if reader:
         found.profile, found.errors = Profile(reader), reader.errors
         examples = found.profile.watch(examples)
-    for example in examples:
+    for count, example in enumerate(examples, 1):
         found.traits.add(example)
         found.keys.add(example)
         look(example, found.notes)
         found.near.add(own_text(example), example.line)
-        if told and found.tally.sound % _EVERY == 0:
+        if told and count % _EVERY == 0:
             told(found.tally.rows, found.tally.place.bytes, found.tally.place.total)
     return found
 

@@ -2,58 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunewright.data.turns import Rendering, Span, special_ids
+from tunewright.data.turns import TURN, Rendering, Span, special_ids
 from tunewright.errors import BadModel
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 _ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
 
 
-def encode(chats: Sequence[Rendering], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], np.ndarray]]:
-    """Ids and mask of rendered chats.
+def read(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Encoding]:
+    """How the tokenizer reads each text, special tokens as such and none added. Threads may call it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    with TURN:
+        if not texts:
+            return []
+        if backend is None or backend.truncation or backend.padding or backend.encode_special_tokens:
+            return list(tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True).encodings or [])
+        # The same, without the copies that the general way makes of what is not asked for.
+        return list(backend.encode_batch(texts, add_special_tokens=False))
+
+
+def plain(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Encode texts in which nothing is a special token, whatever it looks like. Threads may call it."""
+    if not texts:
+        return []
+    with TURN:
+        return list(tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def masked(chat: Rendering, reading: Encoding, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens,) int32 ids of a chat, (tokens,) bool which are learnt: answers, each with what ends its turn.
 
     The tokenizer's own reading of the whole text is taken where it is safe: no special token stems from what
     a user wrote (text that looks like one must stay text), and no token lies across the start of an answer
     (or `prompt` would not be a prefix). Otherwise the text is cut there and the pieces are encoded alone.
     """
-    made: list[tuple[list[int], np.ndarray]] = []
-    for chat, (ids, offsets) in zip(chats, _read([chat.text for chat in chats], tokenizer), strict=True):
-        places = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(ids)).reshape(-1, 2)
-        cuts: set[int] = set()
+    ids, places = _arrays(reading.ids, reading.offsets)
+    cuts: set[int] = set()
+    trained, unsafe = _mask(chat, ids, places, tokenizer)
+    while not unsafe <= cuts:
+        cuts |= unsafe
+        ids, places = _encode_pieces(chat, cuts, tokenizer)
         trained, unsafe = _mask(chat, ids, places, tokenizer)
-        while not unsafe <= cuts:
-            cuts |= unsafe
-            ids, places = _encode_pieces(chat, cuts, tokenizer)
-            trained, unsafe = _mask(chat, ids, places, tokenizer)
-        made.append((ids, trained))
-    return made
+    return ids, trained
 
 
-def _read(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
-    """Ids and offsets of each text, special tokens read as such and none added."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or backend.truncation or backend.padding or backend.encode_special_tokens:
-        whole = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True) if texts else {"input_ids": [], "offset_mapping": []}
-        yield from zip(whole["input_ids"], whole["offset_mapping"], strict=True)
-    else:  # the same, without the copies that the general way makes of what is not asked for
-        for encoding in backend.encode_batch(texts, add_special_tokens=False):
-            yield encoding.ids, encoding.offsets
+def _arrays(ids: list[int], offsets: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens,) int32, (tokens, 2) int64."""
+    return np.array(ids, np.int32), np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2)
 
 
-def _mask(chat: Rendering, ids: list[int], offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, set[int]]:
+def _mask(chat: Rendering, ids: np.ndarray, offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, set[int]]:
     """(tokens,) bool, which of a chat's tokens are trained; and the places of the spans that this reading does not keep safe."""
-    special = special_ids(tokenizer)
+    special = _special(tokenizer)
     begins, ends = offsets[:, 0], offsets[:, 1]
-    is_special = np.array([i in special for i in ids], bool)
+    is_special = special[np.minimum(ids, len(special) - 1)]
     trained = np.zeros(len(ids), bool)
     unsafe: set[int] = set()
     for at, span in enumerate(chat.spans):
@@ -75,7 +86,7 @@ def _mask(chat: Rendering, ids: list[int], offsets: np.ndarray, tokenizer: PreTr
 
 
 def _ending(
-    after: np.ndarray, ids: list[int], is_special: np.ndarray, text: str, offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase
+    after: np.ndarray, ids: np.ndarray, is_special: np.ndarray, text: str, offsets: np.ndarray, tokenizer: PreTrainedTokenizerBase
 ) -> np.ndarray:
     """The mask of an answer's end: the first special token after it, with the white space in between."""
     mask = np.zeros(len(ids), bool)
@@ -89,23 +100,28 @@ def _ending(
     return np.zeros(len(ids), bool)
 
 
-def _encode_pieces(chat: Rendering, cuts: set[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], np.ndarray]:
+def _encode_pieces(chat: Rendering, cuts: set[int], tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
     """Ids and offsets, with the spans at the places `cuts` as plain text, what is between them as it reads; each piece encoded alone."""
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     at = 0
     for span in [*(chat.spans[i] for i in sorted(cuts)), Span(len(chat.text), len(chat.text), False)]:
         for start, end, plain in ((at, span.start, {}), (span.start, span.end, {"split_special_tokens": True})):
-            piece = tokenizer(chat.text[start:end], add_special_tokens=False, return_offsets_mapping=True, **plain)
+            with TURN:
+                piece = tokenizer(chat.text[start:end], add_special_tokens=False, return_offsets_mapping=True, **plain)
             ids += piece["input_ids"]
             offsets += [(start + first, start + last) for first, last in piece["offset_mapping"]]
         at = span.end
-    return ids, np.array(offsets, np.int64).reshape(-1, 2)
+    return _arrays(ids, offsets)
 
 
-def plain(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Encode texts in which nothing is a special token, whatever it looks like."""
-    return list(tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]) if texts else []
+@lru_cache(maxsize=16)
+def _special(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """(ids,) bool, which ids are special tokens; the last one stands for all that follow."""
+    ids = list(special_ids(tokenizer))
+    special = np.zeros(max(ids, default=0) + 2, bool)
+    special[ids] = True
+    return special
 
 
 def begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import IO
 from zlib import crc32
 
@@ -31,7 +32,7 @@ _PERMUTATIONS, _BANDS = 128, 32  # finds 99.9 % of pairs at 0.7, the verificatio
 _KEPT = 64  # values of a sketch that are kept, by their last byte: enough to tell candidates apart
 _LINKED = 4  # of texts that share a band, each is compared with so many before it, and with the first
 _PASSAGE = 60  # words: a beginning this long, and half of the text, is taken for a passage
-_BATCH = 1024
+_BATCH, _BATCH_CHARACTERS = 1024, 1 << 22  # texts that are sketched at once
 _MIX = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 Pairs = NDArray[np.int64]
@@ -42,8 +43,9 @@ class Near:
 
     def __init__(self) -> None:
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=1 << 24)  # noqa: SIM115 - it lives as long as this
-        self._ends: list[NDArray[np.int64]] = [np.zeros(1, np.int64)]
+        self._ends = array("q", [0])
         self._waiting: list[str] = []
+        self._characters = 0
         self._bands: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=1 << 24)  # noqa: SIM115
         self._sketches: list[NDArray[np.uint8]] = []
         self._rows: list[NDArray[np.int64]] = []
@@ -55,29 +57,28 @@ class Near:
         if self.count < MAX_TEXTS:
             self._waiting.append(text)
             self.lines.append(line)
-            if len(self._waiting) == _BATCH:
+            self._characters += len(text)
+            if len(self._waiting) == _BATCH or self._characters > _BATCH_CHARACTERS:
                 self._sketch()
         self.count += 1
 
     def text(self, i: int) -> str:
         """Text `i`."""
-        batch, at = divmod(i, _BATCH)
-        start, end = self._ends[batch + 1][at : at + 2]
+        start, end = self._ends[i : i + 2]
         self._file.seek(start)
         return self._file.read(end - start).decode("utf-8", "surrogatepass")
 
     def _sketch(self) -> None:
         from rensa import RMinHash
 
-        start = int(self._ends[-1][-1])
+        first = len(self._ends) - 1
         raw = [text.encode("utf-8", "surrogatepass") for text in self._waiting]
         self._file.seek(0, 2)
         self._file.write(b"".join(raw))
-        self._ends.append(start + np.append(0, np.cumsum([len(text) for text in raw])))
+        self._ends.extend(accumulate(map(len, raw), initial=self._ends.pop()))
         triples = [_hashes(text) for text in self._waiting]
         has = np.array([len(one) > 0 for one in triples])
-        first = (len(self._ends) - 2) * _BATCH
-        self._waiting = []
+        self._waiting, self._characters = [], 0
         if has.any():
             flat = np.concatenate(triples)
             offsets = np.append(0, np.cumsum([len(one) for one in triples if len(one)]))

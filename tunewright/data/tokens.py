@@ -1,26 +1,29 @@
 """Example -> Row: the one function that renders a chat, for training, evaluation and serving alike.
 
 What a model is tuned on and what it is asked later must be the same tokens, so there is one path:
-the tokenizer's own chat template renders, `encode` turns the text into ids, and the mask says which
+the tokenizer's own chat template renders, `encoding` turns the text into ids, and the mask says which
 of them are learnt: the assistant's words and the token that ends its turn, nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunewright.data.encoding import begin, encode, end, plain
+from tunewright.data.content import texts
+from tunewright.data.encoding import begin, end, masked, plain, read
 from tunewright.data.encoding import end_ids as end_ids
 from tunewright.data.example import Chat, Completion, Example, Labelled, Message, Pair
 from tunewright.data.turns import NotRenderable as NotRenderable
 from tunewright.data.turns import Rendering, apply_template, run_template
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
     from tunewright.data.rendering import Renderer
@@ -33,7 +36,8 @@ PLAIN_TEMPLATE = (
 )
 
 
-_BATCH = 256
+_BATCH, _BATCH_CHARACTERS = 256, 1 << 20
+"""Examples that are rendered at once, at most, and about how many characters of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,45 +197,90 @@ def rendered_text(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> str:
 def rendered(examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Example, list[Row] | NotRenderable]]:
     """Every example with its rows before any cut, two of a pair, one of all others; or with what keeps it from being rendered.
 
-    Texts are encoded many at once, which fast tokenizers do on all cores.
+    Texts are encoded many at once, which fast tokenizers do on all cores, and one batch ahead of the one whose rows are made and taken.
     """
-    examples = iter(examples)
-    while batch := list(islice(examples, _BATCH)):
-        sides = [[example.chosen, example.rejected] if isinstance(example, Pair) else [example] for example in batch]
-        rows = iter(_render([one for some in sides for one in some], tokenizer))
-        for example, some in zip(batch, sides, strict=True):
-            made = [next(rows) for _ in some]
-            wrong = next((one for one in made if isinstance(one, NotRenderable)), None)
-            yield example, wrong or [one for one in made if isinstance(one, Row)]
+    with ThreadPoolExecutor(1, "encode") as thread:
+
+        def start(batch: list[Example]) -> tuple[list[Example], list[_Side], list[_Written], Future[_Read]]:
+            sides = [side for example in batch for side in ([example.chosen, example.rejected] if isinstance(example, Pair) else [example])]
+            written = [_write(side, tokenizer) for side in sides]
+            return batch, sides, written, thread.submit(_read, sides, written, tokenizer)
+
+        for begun, _ in pairwise(chain(map(start, _batches(examples)), [None])):
+            assert begun is not None
+            batch, sides, written, reading = begun
+            rows = iter(_rows(sides, written, reading.result(), tokenizer))
+            for example in batch:
+                made = [next(rows) for _ in range(2 if isinstance(example, Pair) else 1)]
+                wrong = next((one for one in made if isinstance(one, NotRenderable)), None)
+                yield example, wrong or [one for one in made if isinstance(one, Row)]
+
+
+def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """At most `_BATCH` at once; fewer of long ones, so that memory is bounded."""
+    batch: list[Example] = []
+    characters = 0
+    for example in examples:
+        batch.append(example)
+        characters += sum(map(len, texts(example)))
+        if len(batch) == _BATCH or characters > _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def render(example: Example, tokenizer: PreTrainedTokenizerBase) -> Row:
     """An example's tokens and which of them are trained; of a pair, the preferred answer's. Raises NotRenderable."""
-    row = _render([preferred(example)], tokenizer)[0]
+    row = _render(preferred(example), tokenizer)
     if isinstance(row, NotRenderable):
         raise row
     return row
 
 
-def _render(examples: Sequence[Chat | Completion | Labelled], tokenizer: PreTrainedTokenizerBase) -> list[Row | NotRenderable]:
+_Side = Chat | Completion | Labelled
+_Written = Rendering | NotRenderable | None
+_Read = tuple[list["Encoding"], list[list[int]]]
+
+
+def _render(side: _Side, tokenizer: PreTrainedTokenizerBase) -> Row | NotRenderable:
+    """A row, or why there is none."""
+    written = [_write(side, tokenizer)]
+    return _rows([side], written, _read([side], written, tokenizer), tokenizer)[0]
+
+
+def _write(side: _Side, tokenizer: PreTrainedTokenizerBase) -> _Written:
+    """As the chat template writes it, or why it cannot; None of a completion, which knows no template."""
+    if isinstance(side, Completion):
+        return None
+    try:
+        return apply_template(as_chat(side), tokenizer, generation=False)
+    except NotRenderable as problem:
+        return problem
+
+
+def _read(sides: Sequence[_Side], written: Sequence[_Written], tokenizer: PreTrainedTokenizerBase) -> _Read:
+    """How the tokenizer reads the chats; and the ids of each completion's prompt and text."""
+    completions = [text for side in sides if isinstance(side, Completion) for text in (side.prompt, side.completion)]
+    return read([chat.text for chat in written if isinstance(chat, Rendering)], tokenizer), plain(completions, tokenizer)
+
+
+def _rows(sides: Sequence[_Side], written: Sequence[_Written], reading: _Read, tokenizer: PreTrainedTokenizerBase) -> list[Row | NotRenderable]:
     """A row of each, or why there is none."""
-    rows: dict[int, Row | NotRenderable] = {}
-    chats: list[tuple[int, Rendering]] = []
-    for at, example in enumerate(examples):
-        if not isinstance(example, Completion):
-            try:
-                chats.append((at, apply_template(as_chat(example), tokenizer, generation=False)))
-            except NotRenderable as problem:
-                rows[at] = problem
-    for (at, _), (ids, trained) in zip(chats, encode([chat for _, chat in chats], tokenizer), strict=True):
-        rows[at] = Row(np.array(ids, np.int32), trained, examples[at].line)
-    completions = [(at, example) for at, example in enumerate(examples) if isinstance(example, Completion)]
-    texts = plain([text for _, one in completions for text in (one.prompt, one.completion)], tokenizer)
-    start = begin(tokenizer)
-    for (at, example), before, after in zip(completions, texts[::2], texts[1::2], strict=True):
-        given, learnt = len(start) + len(before), len(after) + 1
-        rows[at] = Row(np.array([*start, *before, *after, end(tokenizer)], np.int32), np.arange(given + learnt) >= given, example.line)
-    return [rows[at] for at in range(len(examples))]
+    rows: list[Row | NotRenderable] = []
+    chats, completions, start = iter(reading[0]), iter(reading[1]), begin(tokenizer)
+    for side, chat in zip(sides, written, strict=True):
+        if isinstance(chat, NotRenderable):
+            rows.append(chat)
+        elif chat is not None:
+            ids, trained = masked(chat, next(chats), tokenizer)
+            rows.append(Row(ids, trained, side.line))
+        else:
+            before, after = next(completions), next(completions)
+            given, learnt = len(start) + len(before), len(after) + 1
+            ids = np.array([*start, *before, *after, end(tokenizer)], np.int32)
+            rows.append(Row(ids, np.arange(given + learnt) >= given, side.line))
+    return rows
 
 
 def prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -252,7 +301,9 @@ def next_turn(chat: Chat, tokenizer: PreTrainedTokenizerBase, renderer: Renderer
 
     `renderer` runs the template in a process of its own. Raises NotRenderable, and with a renderer Problem `invalid_chat_template`.
     """
-    return encode([apply_template(chat, tokenizer, generation=True, renderer=renderer)], tokenizer)[0][0]
+    written = apply_template(chat, tokenizer, generation=True, renderer=renderer)
+    ids, _ = masked(written, read([written.text], tokenizer)[0], tokenizer)
+    return list(ids.tolist())
 
 
 def expected(example: Example) -> str | None:

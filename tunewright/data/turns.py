@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from tunewright.data import calls
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tunewright.data.rendering import Renderer
+
+
+TURN = Lock()
+"""Whether special tokens are read as such is a switch on the tokenizer itself, so threads that ask it take turns."""
 
 
 class NotRenderable(Problem):
@@ -121,7 +126,9 @@ def _check_tools(chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: boo
 def _controls(chat: Chat, tokenizer: PreTrainedTokenizerBase, generation: bool, renderer: Renderer | None) -> list[int]:
     """The control tokens of a chat's rendering, as it reads. Raises NotRenderable."""
     text = run_template(chat, [message.content for message in chat.messages], tokenizer, generation, renderer)
-    return [token for token in tokenizer(text, add_special_tokens=False)["input_ids"] if token in special_ids(tokenizer)]
+    with TURN:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [token for token in ids if token in special_ids(tokenizer)]
 
 
 @lru_cache(maxsize=16)

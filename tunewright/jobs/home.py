@@ -12,6 +12,8 @@ from typing import Any
 
 from tunewright.errors import Problem
 
+REPORT = ".report"
+
 
 class HomeTaken(Problem):
     """Another server holds the home folder."""
@@ -31,6 +33,10 @@ class Home:
     def file(self, id: str) -> Path:
         """An uploaded file's bytes."""
         return self.path / "files" / id
+
+    def report(self, id: str) -> Path:
+        """What a check said of an uploaded file."""
+        return self.path / "files" / f"{id}{REPORT}"
 
     def upload(self, id: str) -> Path:
         """The folder of an upload's parts."""

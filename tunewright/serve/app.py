@@ -19,7 +19,7 @@ from tunewright import __version__
 from tunewright.errors import Problem
 from tunewright.jobs.home import Home
 from tunewright.jobs.store import Store
-from tunewright.serve import chat, completions, files, fine_tuning, metrics, models, uploads
+from tunewright.serve import chat, completions, files, fine_tuning, metrics, models, report, uploads
 from tunewright.serve.config import Answering, ServeConfig
 from tunewright.serve.engine import Engine, Limits
 from tunewright.serve.errors import ApiError
@@ -32,14 +32,14 @@ from tunewright.serve.vllm import VllmEngine
 
 log = logging.getLogger("tunewright.serve")
 public = APIRouter(include_in_schema=False)
-ROUTERS = (public, metrics.router, files.router, uploads.router, models.router, fine_tuning.router, chat.router, completions.router)
+ROUTERS = (public, metrics.router, files.router, report.router, uploads.router, models.router, fine_tuning.router, chat.router, completions.router)
 
 
 def create_app(config: ServeConfig, store: Store, home: Home, launcher: Any = None, engine: Engine | VllmEngine | None = None) -> FastAPI:
     """The app. The store must be migrated, the home made and locked. `launcher` starts and stops with the app, where one is given; the engine,
     which loads nothing before it is asked, closes with it.
 
-    `app.state` holds what routes need: config, store, home, launcher, engine, resolve, buckets, metrics.
+    `app.state` holds what routes need: config, store, home, launcher, engine, resolve, buckets, metrics, checking.
     """
     app = FastAPI(
         title="Tunewright",
@@ -56,6 +56,7 @@ def create_app(config: ServeConfig, store: Store, home: Home, launcher: Any = No
     state.keys = Keys(store)
     state.buckets = Buckets()
     state.metrics = Metrics(store)
+    state.checking = asyncio.Semaphore(report.AT_ONCE)
     state.ready = False
     for router in ROUTERS:
         app.include_router(router)

@@ -61,6 +61,8 @@ class Limits(_Strict):
     """Bytes a second, on average."""
     keep_alive_seconds: int = Field(15, ge=1, le=3600)
     """That an idle connection is kept."""
+    report_seconds: float = Field(120, gt=0, le=86400)
+    """For the check of a file, its turn included."""
     stop_seconds: int = Field(2, ge=0, le=600)
     """That streams have to end when the server is told to stop."""
     bad_keys: int = Field(30, ge=1, le=1_000_000)

@@ -205,10 +205,11 @@ def find_file(request: Request, id: str) -> File:
 
 
 def remove_file(store: Store, home: Home, id: str) -> None:
-    """Delete a file: first that it is there, then its bytes."""
+    """Delete a file: first that it is there, then its bytes and its report."""
     with store.write() as session:
         session.execute(update(File).where(File.id == id, File.deleted_at.is_(None)).values(deleted_at=store.now()))
     home.file(id).unlink(missing_ok=True)
+    home.report(id).unlink(missing_ok=True)
 
 
 def _there(store: Store) -> list[Any]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import delete, select, update
 
-from tunewright.jobs.home import Home
+from tunewright.jobs.home import REPORT, Home
 from tunewright.jobs.store import Delivery, File, Part, Store, Upload
 from tunewright.serve.files import remove_file
 
@@ -46,7 +46,7 @@ def clear_left_overs(store: Store, home: Home) -> None:
         files = set(session.scalars(select(File.id).where(File.deleted_at.is_(None))))
         uploads = set(session.scalars(select(Upload.id).where(Upload.status == "pending")))
     for path in (home.path / "files").iterdir():
-        if path.name not in files:
+        if path.name.removesuffix(REPORT) not in files:
             path.unlink(missing_ok=True)
     for path in (home.path / "uploads").iterdir():
         if path.name not in uploads:
