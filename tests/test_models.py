@@ -68,14 +68,18 @@ def test_a_loaded_model_is_the_one_that_was_saved(tmp_path: Path, ids: torch.Ten
     assert all(p.dtype == torch.bfloat16 for p in half.model.parameters())
 
 
-def test_numbers_too_small_to_be_computed_fast_become_zero(tmp_path: Path) -> None:
-    """In torch's own threads too, which a process that loads first begins later."""
+def test_numbers_too_small_to_be_computed_fast_are_zero_inside_and_not_outside(tmp_path: Path) -> None:
+    """In torch's own threads too, in a process that begins with loading a model."""
     code = (
-        "import sys, torch; from tunewright.models.load import load; torch.set_num_threads(2); load(sys.argv[1]);"
-        "print(int((torch.full((2**20,), 1e-30) * 1e-10).count_nonzero()))"
+        "import sys, torch; from tunewright.models.load import load; from tunewright.models.floats import flushed\n"
+        "torch.set_num_threads(2); load(sys.argv[1]); small = torch.full((2**20,), 1e-30)\n"
+        "with flushed():\n"
+        "    with flushed(): pass\n"
+        "    print(int((small * 1e-10).count_nonzero()), sys.float_info.min / 2)\n"
+        "print(sys.float_info.min / 2 > 0)"
     )
     found = subprocess.run([sys.executable, "-c", code, tiny.save(tmp_path, tiny.llama())], capture_output=True, text=True, check=True)
-    assert found.stdout == "0\n"
+    assert found.stdout == "0 0.0\nTrue\n"
 
 
 def test_a_model_in_several_files(tmp_path: Path, ids: torch.Tensor) -> None:

@@ -13,6 +13,7 @@ from tunewright.data.classes import encode
 from tunewright.data.example import Labelled
 from tunewright.data.sampler import micro_batches
 from tunewright.data.tokens import Row, TextRow
+from tunewright.models.floats import flushed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -78,7 +79,7 @@ def log_chances(model: PreTrainedModel | PeftModel, rows: Sequence[TextRow], bud
     found = np.zeros((len(rows), model.config.num_labels))
     model.eval()
     try:
-        with torch.inference_mode():
+        with flushed(), torch.inference_mode():
             for group in micro_batches([len(row) for row in rows], budget):
                 logits = class_logits(model, collate_texts([rows[i] for i in group], device))
                 found[group] = logits.double().log_softmax(dim=-1).cpu().numpy()

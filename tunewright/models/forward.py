@@ -22,6 +22,7 @@ from tunewright.data.tokens import Row, SourceRow, TextRow
 from tunewright.models import virtual
 from tunewright.models.attention import Layout, attach, follow, serves
 from tunewright.models.classify import TextBatch, class_logits, collate_texts, kept_of
+from tunewright.models.floats import flushed
 from tunewright.models.last import short
 from tunewright.models.translate import SourceBatch, collate_sources, target_logits
 from tunewright.models.virtual import base_of
@@ -255,7 +256,7 @@ def score_rows(model: PreTrainedModel, rows: Sequence[Row | SourceRow], budget: 
     rows = virtual.in_front(rows, model)
     shared = serves(model, max((len(row.ids) for row in rows), default=0)) is None
     for group, batch in batches(rows, budget, shared, device):
-        with torch.inference_mode():
+        with flushed(), torch.inference_mode():
             scores = score(model, batch)
         for place, i in enumerate(group):
             mine = scores.row == place

@@ -15,6 +15,7 @@ from tunewright.data.sampler import micro_batches
 from tunewright.data.tokens import end_ids
 from tunewright.errors import BadModel, Problem
 from tunewright.models import virtual
+from tunewright.models.floats import flushed
 from tunewright.models.load import context
 from tunewright.models.tasks import of_model
 from tunewright.models.virtual import base_of
@@ -118,7 +119,7 @@ def _answering(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with flushed(), torch.inference_mode():
             yield
     finally:
         model.train(training)

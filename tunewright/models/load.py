@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from tunewright.data.tokens import with_template
 from tunewright.errors import BadModel
 from tunewright.models import quantized, tasks, virtual
+from tunewright.models.floats import flushed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -75,6 +76,7 @@ def context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     return min(int(length or 1_000_000), int(tokenizer.model_max_length)) - virtual.count(model)
 
 
+@flushed()
 def load(
     name: str,
     dtype: Literal["fp32", "bf16"] = "fp32",
@@ -91,11 +93,8 @@ def load(
     bits that the adapter was learnt on; `base` says on which, whatever the adapter's own config names.
     `labels`: what to classify by. A model without a head for it gets one, drawn from torch's global generator: seed it first. A model that has
     one keeps it, with its labels in its order, if these are among them.
-    From here on torch takes numbers below 1e-38 for zero in this thread and those that it begins.
     """
-    # Attention that has learnt to look at few tokens gives the others such chances, and CPUs compute with them many times slower: half of
-    # a step's time on a small trained model (measured). It reaches torch's own threads where they have not begun yet.
-    torch.set_flush_denormal(True)
+    torch.zeros(2**18).add_(1)  # enough for torch's own threads to begin, if they have not, and keep what `flushed` says
     folder = find(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (folder / "adapter_config.json").is_file():

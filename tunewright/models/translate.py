@@ -12,6 +12,7 @@ import torch
 
 from tunewright.data.sampler import micro_batches
 from tunewright.data.tokens import SourceRow
+from tunewright.models.floats import flushed
 from tunewright.models.virtual import base_of
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def translate(
     config = _generation(base_of(model), max_new_tokens, beams)
     model.eval()
     try:
-        with torch.inference_mode():
+        with flushed(), torch.inference_mode():
             for group in micro_batches([beams * (len(ids) + max_new_tokens) for ids in sources], budget):
                 batch = collate_sources([SourceRow(sources[i], sources[i][:1]) for i in group], device)
                 out = model.generate(input_ids=_padded(model, batch), attention_mask=batch.mask, generation_config=config)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from tunewright.models import dropout
 from tunewright.models.attention import follow
 from tunewright.models.classify import TextBatch, class_logits, inputs
+from tunewright.models.floats import flushed
 from tunewright.models.forward import AnyBatch, TreeBatch, plain_head
 from tunewright.models.last import shortened
 from tunewright.models.tuning import stack
@@ -55,7 +56,7 @@ class Below:
         found: list[torch.Tensor] = []
         handle = self.last.register_forward_hook(lambda _, __, out: found.append(_states(out)))
         try:
-            with torch.no_grad():
+            with flushed(), torch.no_grad():
                 _call(self.model, batch)
         finally:
             handle.remove()

@@ -21,6 +21,7 @@ import torch
 from tunewright.data.tokens import end_ids
 from tunewright.errors import Problem
 from tunewright.models.adapters import Adapter, LoraAdapter, PromptAdapter, SideBySide
+from tunewright.models.floats import flushed
 from tunewright.models.generate import Transcript, choose
 from tunewright.models.load import Loaded
 from tunewright.models.slots import Memory, NotServed, RowMemory, Span, advance, advance_rows, attach
@@ -136,6 +137,7 @@ class Runner:
         self._thread.join(timeout=10)
 
     @torch.inference_mode()
+    @flushed()
     def _run(self) -> None:
         if self._threads:
             torch.set_num_threads(self._threads)

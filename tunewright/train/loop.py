@@ -15,6 +15,7 @@ from tunewright.data.sampler import steps, steps_per_epoch
 from tunewright.data.tokens import Item
 from tunewright.errors import RunFailed
 from tunewright.event import Event
+from tunewright.models.floats import flushed
 from tunewright.models.forward import AnyBatch
 from tunewright.models.tuning import trained
 from tunewright.train import checkpoint, peak, schedule, trunk
@@ -106,6 +107,7 @@ class StepResult:
     applied: bool
 
 
+@flushed()
 def take_step(run: Run, items: list[Item], rate: float, laid_out: MicroBatches | None = None) -> StepResult:
     """Add up the gradients of the items' micro-batches (`laid_out`, if they are so already), divide once, clip, and move the weights at a learning rate.
 
@@ -141,6 +143,7 @@ def add_up(run: Run, items: list[Item], backward: bool, laid_out: MicroBatches |
     return loss, count, correct, margin
 
 
+@flushed()
 def validate(run: Run, items: list[Item], name: str) -> dict[str, float]:
     """The run's loss and accuracy on items, as `name`_loss and so on. Draws no random numbers and leaves the mode as it was."""
     was_training = run.model.training

@@ -22,6 +22,7 @@ from tunewright.errors import BadConfig, RunFailed
 from tunewright.event import Event
 from tunewright.models import dropout, flex, further, quantized, tasks, tuning, virtual
 from tunewright.models.attention import NotServed, attach, serves
+from tunewright.models.floats import flushed
 from tunewright.models.forward import AnyBatch, batches, score, size_of
 from tunewright.models.load import Loaded, load, purpose
 from tunewright.train import checkpoint, memory, plan, schedule, trunk
@@ -225,7 +226,7 @@ def _with_reference(run: Run, items: list[Item]) -> list[Item]:
     found: list[Item] = list(items)
     run.model.eval()
     for group, batch in run.batches(items):
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.plan.precision == "bf16"):
+        with flushed(), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.plan.precision == "bf16"):
             log_probs = row_log_probs(score(run.called(batch), batch), 2 * len(group)).view(-1, 2).tolist()
         for i, (chosen, rejected) in zip(group, log_probs, strict=True):
             item = items[i]
@@ -253,6 +254,7 @@ def _plan(config: TrainConfig, model: PreTrainedModel, items: list[Item], shared
         """The tokens of the first micro-batch of items, and what computes it forth and back."""
         group, batch = next(batches(some, budget, shared, device))
 
+        @flushed()
         def compute(precision: plan.Precision) -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 sums = loss(model, batch, [some[i] for i in group])
