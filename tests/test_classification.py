@@ -5,6 +5,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,19 @@ def opened(folder: Path, base: str, file: str = "train.jsonl"):
     torch.manual_seed(0)
     loaded = load(str(folder / base), task="classification", labels=classes.label_names(examples))
     return loaded, classes.tokenize(examples, loaded.tokenizer, 256, loaded.labels).rows
+
+
+@pytest.mark.parametrize("base", ["bert", "roberta", "distilbert", "llama"])
+def test_bf16_learns_what_fp32_does(folder, tmp_path, base):
+    losses = [
+        [
+            event.data["train_loss"]
+            for event in train(config(folder, base, tmp_path / precision, f"precision={precision}", "tuning=full", "task=classification"))
+            if event.kind == "metrics"
+        ]
+        for precision in ("fp32", "bf16")
+    ]
+    assert np.allclose(*losses, rtol=0.02)
 
 
 @pytest.mark.parametrize("base", ["bert", "roberta", "distilbert", "llama"])

@@ -56,6 +56,19 @@ def opened(folder: Path, base: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_bf16_learns_what_fp32_does(folder, tmp_path, kind):
+    losses = [
+        [
+            event.data["train_loss"]
+            for event in train(config(folder, kind, tmp_path / precision, f"precision={precision}", "tuning=full"))
+            if event.kind == "metrics"
+        ]
+        for precision in ("fp32", "bf16")
+    ]
+    assert np.allclose(*losses, rtol=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_our_loss_and_gradients_are_transformers_own(folder, kind):
     loaded, found = opened(folder, kind)
     assert loaded.task == purpose(str(folder / kind)) == "text_to_text"

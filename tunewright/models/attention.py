@@ -198,8 +198,14 @@ def attend(
         if instead != "sdpa" or value.device.type != "cpu":
             return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others)
         kind = _kind(value)
+
+        # All of one kind, what is added to the scores included, such as T5's positions.
+        def wide(x: Any) -> Any:
+            return x.to(kind) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+        named = {name: wide(x) for name, x in others.items()}
         with torch.autocast("cpu", enabled=False):
-            return plain(module, query.to(kind), key.to(kind), value.to(kind), attention_mask, scaling=scaling, dropout=dropout, **others)
+            return plain(module, wide(query), wide(key), wide(value), wide(attention_mask), scaling=scaling, dropout=dropout, **named)
     _check(module, tree, others)
     kind = _kind(value)
     with torch.autocast(query.device.type, enabled=False):
