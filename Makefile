@@ -27,10 +27,10 @@ demo: setup
 	@$(BIN)/tunewright demo
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-postgresql: setup
-	@TUNEWRIGHT_TEST_DATABASE=postgresql $(BIN)/python -m pytest $(shell grep -lE '^(from|import) serving' tests/test_*.py)
+	@TUNEWRIGHT_TEST_DATABASE=postgresql $(BIN)/python -m pytest -n auto --dist loadfile $(shell grep -lE '^(from|import) serving' tests/test_*.py)
 
 check: static
 	@$(MAKE) --no-print-directory test
