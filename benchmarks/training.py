@@ -57,7 +57,7 @@ def prepare(folder: Path, given: argparse.Namespace) -> None:
             rows = [{"ids": row.ids.tolist(), "trained": row.trained.tolist()} for row in item.rows]
             file.write(json.dumps(rows) + "\n")
     job = {"method": given.method, "steps": given.steps, "batch": given.batch, "rank": 8, "alpha": 16, "beta": 0.1, "learning_rate": 1e-3, "seed": 0}
-    (folder / "job.json").write_text(json.dumps({**job, "threads": given.threads, "precision": given.precision, "flush": given.peer_flush}))
+    (folder / "job.json").write_text(json.dumps({**job, "threads": given.threads, "precision": given.precision}))
 
 
 def pairs(path: Path, seed: int) -> list[str]:
@@ -136,7 +136,7 @@ def compare(folder: Path, given: argparse.Namespace) -> None:
         for name, command in trl.items():
             rounds[name].append(measured(command))
     where = f"{platform.machine()}, torch threads {given.threads}, {given.precision}"
-    work = f"{given.data}, {given.method}, {given.order}, batch {given.batch}, {given.shape} Llama shape, LoRA rank 8{', TRL with small numbers as zero' * given.peer_flush}"
+    work = f"{given.data}, {given.method}, {given.order}, batch {given.batch}, {given.shape} Llama shape, LoRA rank 8"
     print(f"{work}, {where}, {given.rounds} rounds of {given.steps} steps")
     for name, runs in rounds.items():
         print(f"  {name}: {statistics.median(map(step, runs)):.3f} s a step (rounds {' '.join(f'{step(one):.3f}' for one in runs)}), {memory(runs)}")
@@ -185,7 +185,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--layouts", help=f"how TRL lays the work out: {LAYOUTS['sft']} for sft, {LAYOUTS['dpo']} reference log-probs for dpo")
-    parser.add_argument("--peer-flush", action="store_true", help="let numbers below 1e-38 count as zero for TRL too, which it does not do by itself")
     parser.add_argument("--peer", default="build/peers/bin/python", help="the peers' Python; see peers.txt")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

@@ -67,7 +67,6 @@ def main() -> None:
     folder, layout = Path(sys.argv[1]), sys.argv[2]
     job = json.loads((folder / "job.json").read_text())
     datasets.disable_caching()
-    torch.set_flush_denormal(job["flush"])
     torch.set_num_threads(job["threads"])
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)

@@ -2,7 +2,7 @@
 
     python recipes/nano/pretrain.py --minutes 95 --work build/nano
     python recipes/nano/pretrain.py --work build/nano --export tunewright/models/nano
-    python recipes/nano/pretrain.py --work build/more --steps 600 --start tunewright/models/nano --peak 0.3 --bf16
+    python recipes/nano/pretrain.py --work build/more --steps 1700 --start build/first --peak 0.6 --bf16
 
 A run that was stopped goes on from its last checkpoint. Creating the file `decay` in the work folder begins the final decay at once.
 """
@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from tunewright.models.attention import attach
+from tunewright.models.floats import flushed
 
 UNLEARNT_SHARE = 0.25  # of what users and systems say, this share of tokens is predicted too: it is language, but mostly names drawn by chance
 WARM_UP, DECAY = 40, 0.25
@@ -153,9 +154,9 @@ def save(path: Path, state: dict) -> None:
     os.replace(path.with_suffix(".part"), path)
 
 
+@flushed()
 def train(args: argparse.Namespace) -> None:
     """The run: step until the minutes are used, checkpoint every few, log as JSON lines."""
-    torch.set_flush_denormal(True)  # attention that has learnt to look at few tokens gives the others chances below 1e-38, on which CPUs are slow
     torch.set_num_threads(args.threads)
     if args.start:  # a further stage of a finished model
         args.work.mkdir(parents=True, exist_ok=True)

@@ -195,7 +195,7 @@ def attend(
         if _following.get():
             raise NotServed("it does not hand the tree on to its attention")
         plain = ALL_ATTENTION_FUNCTIONS.get(instead) or vars(sys.modules[type(module).__module__])["eager_attention_forward"]
-        if instead != "sdpa" or value.device.type != "cpu":
+        if instead != "sdpa" or value.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others)
         kind = _kind(value)
 

@@ -56,8 +56,8 @@ class Batch:
 class TreeBatch:
     """Rows as a prefix tree of T tokens, of which S predict P different (state, token) pairs and N trained tokens.
 
-    `needed`: (S,) the different tokens whose logits are computed; where sizes are rounded, some of them predict nothing. `state`: (P,) an index into them, and `target`: (P,) what
-    follows. `pair`: (N,) an index into the pairs, and `row`: (N,) whose token that is. `kept`: (T,) the rows' `Row.kept`, if they have one.
+    `needed`: (S,) the different tokens whose logits are computed; where sizes are rounded, some of them predict nothing.
+    `state`: (P,) an index into them, and `target`: (P,) what follows. `pair`: (N,) an index into the pairs, and `row`: (N,) whose token that is. `kept`: (T,) the rows' `Row.kept`, if they have one.
     """
 
     layout: Layout

@@ -46,7 +46,8 @@ def answers(
     """The greedy answer to each prompt, in the prompts' order.
 
     Prompts of like length are answered together, padded on the left, in batches of `budget` tokens, answers
-    included: without one, as many as have 256 MB of keys and values, at least 8,192. An answer ends at an end token, after `max_new_tokens`, or where the model's context is full.
+    included: without one, as many as have 256 MB of keys and values, at least 8,192.
+    An answer ends at an end token, after `max_new_tokens`, or where the model's context is full.
     Raises Problem `context_length_exceeded` where a prompt leaves no room for a token.
 
     How prompts are batched does not change an answer in exact arithmetic. In floating point it changes the last

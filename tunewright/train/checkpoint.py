@@ -53,10 +53,10 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     if isinstance(model, PeftModel):
         # No tuning changes the vocabulary. Left to find that out by itself, peft asks the Hub for a base whose name is not a folder.
         model.save_pretrained(folder, save_embedding_layers=False)
+        if of_model(model) == "classification":
+            model.get_base_model().config.save_pretrained(folder)  # it names the labels
     else:
         model.save_pretrained(folder)
-    if isinstance(model, PeftModel) and of_model(model) == "classification":
-        model.get_base_model().config.save_pretrained(folder)  # it names the labels
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; ours stands in the run folder
     quantized.record(model, folder)
     tokenizer.save_pretrained(folder)
