@@ -1,10 +1,10 @@
-"""One ahead, in order, and really at the same time."""
+"""In order: one ahead and really at the same time, or each in its turn."""
 
 import threading
 
 import pytest
 
-from tunewright.train.ahead import ahead
+from tunewright.train.ahead import ahead, in_turn
 
 
 def test_the_next_is_prepared_while_one_is_out():
@@ -35,3 +35,11 @@ def test_closing_leaves_no_thread():
     next(out)
     out.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_in_turn_nothing_is_made_before_it_is_asked_for():
+    made = []
+    out = in_turn(range(3), lambda i: made.append(i) or i * i)
+    assert made == []
+    assert (next(out), made) == ((0, 0), [0])
+    assert list(out) == [(1, 1), (2, 4)]

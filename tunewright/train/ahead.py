@@ -1,4 +1,4 @@
-"""Work that is got ready one ahead, in a thread, while what came before it is worked on."""
+"""Tasks, each with what is made ready for it: `in_turn` when its turn comes, `ahead` in a thread while the one before it is worked on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from typing import TypeVar
 
 Task = TypeVar("Task")
 Ready = TypeVar("Ready")
+
+
+def in_turn(tasks: Iterable[Task], prepare: Callable[[Task], Ready]) -> Iterator[tuple[Task, Ready]]:
+    """Each task with what `prepare` makes of it, in order."""
+    return ((task, prepare(task)) for task in tasks)
 
 
 def ahead(tasks: Iterable[Task], prepare: Callable[[Task], Ready]) -> Iterator[tuple[Task, Ready]]:

@@ -36,7 +36,8 @@ class Work:
     """What is left of a run.
 
     `steps`: how many. `read`: tokens in their rows. `computed`: what is computed for them: each step's distinct tokens, or its rows with padding.
-    `largest`: computed tokens of the largest micro-batch. `validation`: computed tokens of all validation. `saves`: epochs that end.
+    `largest`: computed tokens of the largest micro-batch. `checks`: validations of one batch, at intervals. `validation`: computed tokens of the full
+    ones. `saves`: epochs that end.
     `sample`: some steps' rows, from the fewest tokens to the most.
     """
 
@@ -45,6 +46,7 @@ class Work:
     trained: int
     computed: int
     largest: int
+    checks: int
     validation: int
     saves: int
     sample: list[list[Item]]
@@ -52,11 +54,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds: of each step beside its tokens, of a computed token in training and in validation, and of a checkpoint."""
+    """Seconds: of each step beside its tokens, of a computed token in training and in full validation, of one batch's validation, and of a checkpoint."""
 
     step: float
     token: float
     forward: float
+    check: float
     save: float
 
 
@@ -85,7 +88,8 @@ def left(run: Run, done: int, epochs_done: int, samples: int = _SAMPLED_STEPS) -
         trained=round(learnt * epochs),
         computed=round(all_read * share),
         largest=max((size for one in cuts for size in one), default=0),
-        validation=_validation(run, share, done, epochs_done),
+        checks=(plan.total_steps // plan.evaluate_every - done // plan.evaluate_every) if run.validation else 0,
+        validation=_validation(run) * (plan.n_epochs - epochs_done),
         saves=plan.n_epochs - epochs_done,
         sample=sample,
     )
@@ -95,16 +99,10 @@ def _lengths(items: Sequence[Item]) -> np.ndarray:
     return np.array([sum(len(row) for row in item.rows) for item in items])
 
 
-def _validation(run: Run, share: float, done: int, epochs_done: int) -> int:
-    """Computed tokens of the batches at intervals and of the full sets after each epoch."""
-    if not run.validation:
-        return 0
-    lengths, plan = _lengths(run.validation), run.plan
+def _validation(run: Run) -> int:
+    """Computed tokens of the full validation set."""
     some = run.validation[:_SAMPLED_ROWS]
-    whole = sum(sizes(run, some)) / _lengths(some).sum() * lengths.sum()
-    times = plan.total_steps // plan.evaluate_every - done // plan.evaluate_every
-    batch = min(plan.batch_size, len(run.validation)) * lengths.mean() * share
-    return round((plan.n_epochs - epochs_done) * whole + times * batch)
+    return round(sum(sizes(run, some)) / _lengths(some).sum() * _lengths(run.validation).sum()) if some else 0
 
 
 def weight_bytes(run: Run) -> int:
@@ -137,7 +135,7 @@ def estimate(
     every = run.config.checkpoints.every_steps
     saves = work.saves + (int(training / _AUTOSAVE_SECONDS) if every == "auto" else work.steps // every)
     # One more for the result.
-    parts = {"start": start, "steps": training, "validation": work.validation * pace.forward, "checkpoints": (saves + 1) * pace.save}
+    parts = {"start": start, "steps": training, "validation": work.validation * pace.forward + work.checks * pace.check, "checkpoints": (saves + 1) * pace.save}
     seconds = sum(parts.values())
     # The two newest, the best and the last epochs' ones; the result is one without the optimizer's state.
     kept = min(saves, run.config.checkpoints.keep + 2)

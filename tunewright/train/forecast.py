@@ -58,7 +58,7 @@ class Forecast:
         run, counted = self.run, self.measured[1:] if len(self.measured) == STEPS else self.measured
         work = left(run, self.done, self.epochs_done)
         _, token = pace_of(counted)
-        pace = Pace(0.0, token, self._forward(token), _SAVE + checkpoint_bytes(run) / _SAVED_BYTES)
+        pace = Pace(0.0, token, *self._validation(token), _SAVE + checkpoint_bytes(run) / _SAVED_BYTES)
         seen, fixed = max(sizes(run, items)), weight_bytes(run) + state_bytes(run)
         activations = max(0, peaks.highest(device_of(run)) - self.held - fixed)
         pieces = _PIECES if device_of(run).type == "cpu" else 1.0
@@ -68,14 +68,18 @@ class Forecast:
         self._keep({})
         return Event(step, sentence(self.prediction), self.prediction, "info" if self.prediction["fits"] else "warn")
 
-    def _forward(self, token: float) -> float:
-        """Seconds of a computed token in validation, of one batch of it."""
+    def _validation(self, token: float) -> tuple[float, float]:
+        """Seconds of a computed token in validation, and of one batch of it."""
         batch = self.run.validation[: self.run.plan.batch_size]
-        if not batch or sum(seconds for _, seconds in self.measured) > SECONDS:
-            return _FORWARD * token
+        if not batch:
+            return 0.0, 0.0
+        tokens = sum(sizes(self.run, batch))
+        if sum(seconds for _, seconds in self.measured) > SECONDS:
+            return _FORWARD * token, _FORWARD * token * tokens
         begun = time.perf_counter()
         self.validate(self.run, batch, "valid")
-        return (time.perf_counter() - begun) / sum(sizes(self.run, batch))
+        seconds = time.perf_counter() - begun
+        return seconds / tokens, seconds
 
     def outcome(self) -> Event:
         """What the attempt took, beside what was predicted."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MARGIN = 1.1  # a run fits where its predicted peak and a tenth more do
 SAMPLES = 24  # steps that may be measured
 VALIDATED = 256  # rows of validation that may be measured
+CHECKS = 3  # batches of validation that are measured
 SECONDS = 8.0  # of measured steps; the first two and the largest are taken all the same
 _SAVED_AT_MOST = 2e9  # larger checkpoints are reckoned, not written
 _DISK_SPEED = 3e8  # bytes a second, then
@@ -96,11 +97,12 @@ def _measured(run: Run, start: float, limit: int | None) -> dict[str, Any]:
     whole, counted = run, sum(sum(sizes(run, items)) for items in work.sample)
     run, sample, filling, cache = _with_trunk(run, work)
     start += filling
-    steps, peak = _steps(run, sample, room)
+    steps, peak, warming = _steps(run, sample, room)
     # From a kept trunk on, other tokens may be computed than those that `left` counted.
     share = sum(sum(sizes(run, items)) for items in sample) / counted
     step, token = pace_of(steps) if steps else (0.0, 0.0)
-    forward = _forward(run) * share
+    forward, check, cold = _validation(run)
+    start, forward = start + warming + cold, forward * share
     size, save = _checkpoint(run)
     fixed = weight_bytes(run) + state_bytes(run)
     # The states of all rows are mapped where those of the sample are now.
@@ -108,7 +110,7 @@ def _measured(run: Run, start: float, limit: int | None) -> dict[str, Any]:
     peak = max(before, peak, peaks.highest(device)) + more
     if run.config.method.kind == "dpo":
         start += forward * (work.computed + work.validation) / run.plan.n_epochs
-    pace = Pace(step, token * share, forward, save)
+    pace = Pace(step, token * share, forward, check, save)
     found = estimate(whole, work, pace, start, time.time(), peak, room, size, cache, len(steps))
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     return {
@@ -138,8 +140,8 @@ def _layers(run: Run) -> int:
     return len(stack(base_of(run.model)))
 
 
-def _steps(run: Run, sample: list[list[Item]], room: int) -> tuple[list[tuple[int, float]], int]:
-    """(computed tokens, seconds) of some of the sampled steps, and the peak of memory.
+def _steps(run: Run, sample: list[list[Item]], room: int) -> tuple[list[tuple[int, float]], int, float]:
+    """(computed tokens, seconds) of some of the sampled steps, the peak of memory, and the seconds that the first step took for being the first.
 
     A few from the smallest to the largest first: what would not fit into `room` is not tried, and its peak drawn out from those before it, in proportion
     to the tokens computed at once. Then the others in a mixed order, as training meets them, while time is left.
@@ -152,7 +154,8 @@ def _steps(run: Run, sample: list[list[Item]], room: int) -> tuple[list[tuple[in
     found: list[tuple[int, float]] = []
     held = peaks.in_use(device)
     probe = sample[0][:1]
-    take_step(run, probe, rate)  # makes the optimizer's state, and warms up
+    first_time, again = (take_step(run, probe, rate).seconds for _ in range(2))  # the first makes the optimizer's state, and warms up
+    warming = max(0.0, first_time - again)
     fixed, most = held + weight_bytes(run) + state_bytes(run), max(sizes(run, probe))
     largest = max(max(sizes(run, items)) for items in sample)
     first = sorted({0, len(sample) // 3, 2 * len(sample) // 3, len(sample) - 1})
@@ -168,10 +171,10 @@ def _steps(run: Run, sample: list[list[Item]], room: int) -> tuple[list[tuple[in
         cut = [batch.ids.numel() for _, batch in laid_out]
         reached = fixed + max(0, peaks.highest(device) - fixed) * max(1.0, max(cut) / most)
         if reached > room * 1.25:
-            return found, round(fixed + max(0, peaks.highest(device) - fixed) * largest / most)
+            return found, round(fixed + max(0, peaks.highest(device) - fixed) * largest / most), warming
         found.append((sum(cut), take_step(run, some, rate, laid_out).seconds))
         most = max(most, *cut)
-    return found[1:] if len(found) > 2 else found, peaks.highest(device)
+    return found[1:] if len(found) > 2 else found, peaks.highest(device), warming
 
 
 def _with_trunk(run: Run, work: Work) -> tuple[Run, list[list[Item]], float, int]:
@@ -204,20 +207,24 @@ def _largest_micro_batch(run: Run, items: list[Item]) -> list[Item]:
     return [items[i] for i in group]
 
 
-def _forward(run: Run) -> float:
-    """Seconds of a computed token without gradients: of validation rows, or of training rows where there are none."""
+def _validation(run: Run) -> tuple[float, float, float]:
+    """Seconds of a computed token without gradients (of validation rows, or of training rows where there are none), of one batch's validation, and
+    what the first full validation takes more for being the first."""
     from tunewright.train.estimate import sizes
     from tunewright.train.loop import validate
 
-    some = _largest_micro_batch(run, run.validation[:VALIDATED] or run.rows[: run.plan.batch_size])
-    times = []
-    for _ in range(2):
+    def timed(items: list[Item]) -> float:
         begun = time.perf_counter()
-        validate(run, some, "valid")
-        times.append(time.perf_counter() - begun)
-        if times[0] > SECONDS / 4:
-            break
-    return min(times) / sum(sizes(run, some))
+        validate(run, items, "valid")
+        return time.perf_counter() - begun
+
+    size, begun, checks = run.plan.batch_size, time.perf_counter(), list[float]()
+    while len(checks) < CHECKS and time.perf_counter() - begun < SECONDS / 4 and (batch := run.validation[len(checks) * size :][:size]):
+        checks.append(timed(batch))  # each once: in training, too, most are of a size that was not computed before
+    some = _largest_micro_batch(run, run.validation[:VALIDATED] or run.rows[:size])
+    cold = timed(some)
+    warm = min(cold, timed(some)) if cold < SECONDS / 4 else cold
+    return warm / sum(sizes(run, some)), sum(checks) / max(1, len(checks)), cold - warm
 
 
 def _checkpoint(run: Run) -> tuple[int, float]:
