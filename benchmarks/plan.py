@@ -3,8 +3,9 @@
     python benchmarks/plan.py
 
 Each configuration is planned in a process of its own and then trained in another; both peaks are the system's own high-water marks (VmHWM). Prints each
-prediction beside its outcome, and the largest and the median error. Seven minutes on two quiet cores; `--only 3` takes one configuration,
-`--threads`, `--precision` go to all of them.
+prediction beside its outcome, and the largest and the median error. Six minutes on two quiet cores; `--only 3` takes one configuration,
+`--threads`, `--precision` go to all of them. `--runs 3` trains each three times: the outcome is their median, and the spread of one and the same run is
+printed, for no estimate can be more exact than that.
 """
 
 from __future__ import annotations
@@ -84,8 +85,9 @@ def data(kind: str, rows: int, folder: Path) -> Path:
     return place
 
 
-def outcome(config: TrainConfig) -> dict[str, Any]:
+def outcome(config: TrainConfig, run: int) -> dict[str, Any]:
     """Train in a process of its own; what its estimate.json says of the prediction made in it and of what came."""
+    config = config.model_copy(update={"out": config.out.with_name(f"{config.out.name}-{run}")})
     program = "import json, sys; from tunewright.config import TrainConfig; from tunewright.train.loop import train; "
     program += "[None for _ in train(TrainConfig.parse(json.load(sys.stdin)))]"
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -103,6 +105,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, action="append", help="configurations by number")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--runs", type=int, default=1, help="trainings of each configuration")
     given = parser.parse_args()
     begun, errors = time.monotonic(), []
     print(
@@ -122,19 +125,23 @@ def main() -> None:
             ]
             files = {"data": str(data(kind, rows, folder)), "validation": str(SAMPLE / "validation.jsonl")}
             config = TrainConfig.parse({**files, "model": shape(model, folder), "out": str(folder / f"run-{i}")}, settings)
-            planned, came = apart(config), outcome(config)
-            done, own = came["outcome"], came["prediction"]
-            row = []
+            planned, came = apart(config), [outcome(config, run) for run in range(given.runs)]
+            done, own, row = {}, {}, []
             for which in ("seconds", "peak_memory_bytes"):
-                row += [planned[f"estimated_{which}"] / done[which] - 1, own[f"estimated_{which}"] / done[which] - 1]
+                all_of_them = [each["outcome"][which] for each in came]
+                done[which] = statistics.median(all_of_them)
+                own[which] = statistics.median(each["prediction"][f"estimated_{which}"] for each in came)
+                row += [planned[f"estimated_{which}"] / done[which] - 1, own[which] / done[which] - 1, max(all_of_them) / min(all_of_them) - 1]
             errors.append(row)
             memory = f"{planned['estimated_peak_memory_bytes'] / 1e6:5.0f} / {done['peak_memory_bytes'] / 1e6:5.0f} MB"
             seconds = f"{planned['estimated_seconds']:5.1f} / {done['seconds']:5.1f} s"
             what = f"{i:2} {model:4} {tuning:36} batch {batch:2}, {rows:3} {kind:6}"
-            print(f"{what} | {seconds} ({row[0]:+5.0%}), own {row[1]:+5.0%} | {memory} ({row[2]:+5.1%}), own {row[3]:+5.1%}", flush=True)
-    for name, column in (("plan, time", 0), ("plan, memory", 2), ("forecast, time", 1), ("forecast, memory", 3)):
+            print(f"{what} | {seconds} ({row[0]:+5.0%}), own {row[1]:+5.0%} | {memory} ({row[3]:+5.1%}), own {row[4]:+5.1%}", flush=True)
+    columns = [("plan, time", 0), ("plan, memory", 3), ("forecast, time", 1), ("forecast, memory", 4)]
+    spreads = [("from the shortest to the longest of the same runs", 2), ("from the least to the most memory of the same runs", 5)]
+    for name, column in [*columns, *(spreads if given.runs > 1 else [])]:
         absolute = [abs(row[column]) for row in errors]
-        print(f"{name}: median error {statistics.median(absolute):.1%}, largest {max(absolute):.1%}")
+        print(f"{name}: median {statistics.median(absolute):.1%}, largest {max(absolute):.1%}")
     print(f"{time.monotonic() - begun:.0f} s in all")
 
 

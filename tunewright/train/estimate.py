@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _COUNTED_STEPS = 2000  # of longer runs the rest is taken to be like these
 _SAMPLED_STEPS = 8
-_SAMPLED_ROWS = 256
+VALIDATED = 256  # rows of validation that may be measured
 _AUTOSAVE_SECONDS = 60.0
 _EVENT_BYTES = 900  # of one step in events.jsonl and TensorBoard
 
@@ -68,6 +68,12 @@ def sizes(run: Run, items: list[Item]) -> list[int]:
     return [size_of(batch) for _, batch in run.batches(items)]
 
 
+def largest_micro_batch(run: Run, items: list[Item]) -> list[Item]:
+    """The largest of the micro-batches that items are cut into."""
+    group, _ = max(((group, size_of(batch)) for group, batch in run.batches(items)), key=lambda each: each[1])
+    return [items[i] for i in group]
+
+
 def left(run: Run, done: int, epochs_done: int, samples: int = _SAMPLED_STEPS) -> Work:
     """Count what follows after so many steps and whole epochs. Draws none of torch's random numbers; a step's rows are those that training takes."""
     plan = run.plan
@@ -101,7 +107,7 @@ def _lengths(items: Sequence[Item]) -> np.ndarray:
 
 def _validation(run: Run) -> int:
     """Computed tokens of the full validation set."""
-    some = run.validation[:_SAMPLED_ROWS]
+    some = run.validation[:VALIDATED]
     return round(sum(sizes(run, some)) / _lengths(some).sum() * _lengths(run.validation).sum()) if some else 0
 
 
@@ -135,7 +141,12 @@ def estimate(
     every = run.config.checkpoints.every_steps
     saves = work.saves + (int(training / _AUTOSAVE_SECONDS) if every == "auto" else work.steps // every)
     # One more for the result.
-    parts = {"start": start, "steps": training, "validation": work.validation * pace.forward + work.checks * pace.check, "checkpoints": (saves + 1) * pace.save}
+    parts = {
+        "start": start,
+        "steps": training,
+        "validation": work.validation * pace.forward + work.checks * pace.check,
+        "checkpoints": (saves + 1) * pace.save,
+    }
     seconds = sum(parts.values())
     # The two newest, the best and the last epochs' ones; the result is one without the optimizer's state.
     kept = min(saves, run.config.checkpoints.keep + 2)

@@ -1,6 +1,6 @@
 """A running job's own estimate: one event after its first steps, and beside it at the end what became of it.
 
-Nothing is computed for it that training would not compute, but for one validation batch; weights and random numbers stay as they are.
+Nothing is computed for it that training would not compute, but for two validation batches; weights and random numbers stay as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,20 @@ from tunewright.data.sampler import steps
 from tunewright.data.tokens import Item
 from tunewright.event import Event, duration
 from tunewright.train import peak as peaks
-from tunewright.train.estimate import Pace, checkpoint_bytes, device_of, estimate, left, limit_of, pace_of, sizes, state_bytes, weight_bytes
+from tunewright.train.estimate import (
+    VALIDATED,
+    Pace,
+    checkpoint_bytes,
+    device_of,
+    estimate,
+    largest_micro_batch,
+    left,
+    limit_of,
+    pace_of,
+    sizes,
+    state_bytes,
+    weight_bytes,
+)
 from tunewright.train.folder import write_json
 from tunewright.train.start import Run
 
@@ -24,6 +37,7 @@ STEPS = 3  # measured before the estimate is said; the first of them warms up
 SECONDS = 10.0  # after which fewer do
 _PIECES = 1.15  # memory in pieces: by how much what the heap holds for activations still grows after the first steps, on a CPU
 _FORWARD = 0.4  # share of a training step that its forward pass takes, where no validation batch is measured
+_VALIDATED = 0.3, 0.01  # seconds, or share of the run's steps, that the largest validation batch may take to be measured
 _SAVE, _SAVED_BYTES = 0.05, 3e8  # seconds of a checkpoint beside its bytes, and bytes a second
 
 
@@ -58,28 +72,33 @@ class Forecast:
         run, counted = self.run, self.measured[1:] if len(self.measured) == STEPS else self.measured
         work = left(run, self.done, self.epochs_done)
         _, token = pace_of(counted)
-        pace = Pace(0.0, token, *self._validation(token), _SAVE + checkpoint_bytes(run) / _SAVED_BYTES)
         seen, fixed = max(sizes(run, items)), weight_bytes(run) + state_bytes(run)
         activations = max(0, peaks.highest(device_of(run)) - self.held - fixed)
         pieces = _PIECES if device_of(run).type == "cpu" else 1.0
         peak = max(self.peak_before, self.held + fixed + round(activations * pieces * max(1.0, work.largest / seen)))
+        pace = Pace(0.0, token, *self._validation(token, work.computed * token), _SAVE + checkpoint_bytes(run) / _SAVED_BYTES)
+        peak = max(peak, peaks.highest(device_of(run)))
         size, cache = checkpoint_bytes(run), run.kept.states.nbytes if run.kept else 0
         self.prediction = estimate(run, work, pace, self.start, self.begun, peak, limit_of(run), size, cache, len(counted))
         self._keep({})
         return Event(step, sentence(self.prediction), self.prediction, "info" if self.prediction["fits"] else "warn")
 
-    def _validation(self, token: float) -> tuple[float, float]:
-        """Seconds of a computed token in validation, and of one batch of it."""
-        batch = self.run.validation[: self.run.plan.batch_size]
-        if not batch:
+    def _validation(self, token: float, steps: float) -> tuple[float, float]:
+        """Seconds of a computed token in full validation, and of one batch at an interval. `steps`: seconds of all steps."""
+        if not (rows := self.run.validation[:VALIDATED]):
             return 0.0, 0.0
-        tokens = sum(sizes(self.run, batch))
-        if sum(seconds for _, seconds in self.measured) > SECONDS:
-            return _FORWARD * token, _FORWARD * token * tokens
+        batch, largest = rows[: self.run.plan.batch_size], largest_micro_batch(self.run, rows)
+        forward, check = (_FORWARD * token * sum(sizes(self.run, items)) for items in (largest, batch))
+        if sum(seconds for _, seconds in self.measured) <= SECONDS:
+            check = self._timed(batch)
+        if forward <= max(_VALIDATED[0], _VALIDATED[1] * steps):
+            forward = self._timed(largest)
+        return forward / sum(sizes(self.run, largest)), check
+
+    def _timed(self, items: list[Item]) -> float:
         begun = time.perf_counter()
-        self.validate(self.run, batch, "valid")
-        seconds = time.perf_counter() - begun
-        return seconds / tokens, seconds
+        self.validate(self.run, items, "valid")
+        return time.perf_counter() - begun
 
     def outcome(self) -> Event:
         """What the attempt took, beside what was predicted."""

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 MARGIN = 1.1  # a run fits where its predicted peak and a tenth more do
 SAMPLES = 24  # steps that may be measured
-VALIDATED = 256  # rows of validation that may be measured
 CHECKS = 3  # batches of validation that are measured
 SECONDS = 8.0  # of measured steps; the first two and the largest are taken all the same
 _SAVED_AT_MOST = 2e9  # larger checkpoints are reckoned, not written
@@ -147,7 +146,7 @@ def _steps(run: Run, sample: list[list[Item]], room: int) -> tuple[list[tuple[in
     to the tokens computed at once. Then the others in a mixed order, as training meets them, while time is left.
     """
     from tunewright.train import peak as peaks
-    from tunewright.train.estimate import device_of, sizes, state_bytes, weight_bytes
+    from tunewright.train.estimate import device_of, largest_micro_batch, sizes, state_bytes, weight_bytes
     from tunewright.train.loop import take_step
 
     rate, device = run.plan.learning_rate, device_of(run)
@@ -166,7 +165,7 @@ def _steps(run: Run, sample: list[list[Item]], room: int) -> tuple[list[tuple[in
         if late and i != first[-1]:
             continue
         # Of the largest step, at least what is computed at once: memory is judged by it.
-        some = _largest_micro_batch(run, sample[i]) if late else sample[i]
+        some = largest_micro_batch(run, sample[i]) if late else sample[i]
         laid_out = list(run.batches(some))  # training has it ready, too
         cut = [batch.ids.numel() for _, batch in laid_out]
         reached = fixed + max(0, peaks.highest(device) - fixed) * max(1.0, max(cut) / most)
@@ -181,6 +180,7 @@ def _with_trunk(run: Run, work: Work) -> tuple[Run, list[list[Item]], float, int
     """Where the run would keep its frozen trunk's states: a run of the sampled rows that does, the sample in it, and the seconds and bytes that all
     rows will take. Else the run as it is."""
     from tunewright.train import trunk
+    from tunewright.train.estimate import VALIDATED
 
     rows = list({id(item): item for items in work.sample for item in items}.values())
     validation = run.validation[:VALIDATED]
@@ -201,16 +201,10 @@ def _tokens(items: list[Item]) -> int:
     return tree.distinct([row for item in items for row in item.rows])
 
 
-def _largest_micro_batch(run: Run, items: list[Item]) -> list[Item]:
-    """The largest micro-batch of items."""
-    group, _ = max(((group, batch.ids.numel()) for group, batch in run.batches(items)), key=lambda each: each[1])
-    return [items[i] for i in group]
-
-
 def _validation(run: Run) -> tuple[float, float, float]:
     """Seconds of a computed token without gradients (of validation rows, or of training rows where there are none), of one batch's validation, and
     what the first full validation takes more for being the first."""
-    from tunewright.train.estimate import sizes
+    from tunewright.train.estimate import VALIDATED, largest_micro_batch, sizes
     from tunewright.train.loop import validate
 
     def timed(items: list[Item]) -> float:
@@ -221,7 +215,7 @@ def _validation(run: Run) -> tuple[float, float, float]:
     size, begun, checks = run.plan.batch_size, time.perf_counter(), list[float]()
     while len(checks) < CHECKS and time.perf_counter() - begun < SECONDS / 4 and (batch := run.validation[len(checks) * size :][:size]):
         checks.append(timed(batch))  # each once: in training, too, most are of a size that was not computed before
-    some = _largest_micro_batch(run, run.validation[:VALIDATED] or run.rows[:size])
+    some = largest_micro_batch(run, run.validation[:VALIDATED] or run.rows[:size])
     cold = timed(some)
     warm = min(cold, timed(some)) if cold < SECONDS / 4 else cold
     return warm / sum(sizes(run, some)), sum(checks) / max(1, len(checks)), cold - warm
