@@ -108,6 +108,68 @@ def test_two_texts_and_a_source_with_its_target_are_texts(tmp_path: Path) -> Non
     assert cleaned(tmp_path, ["missing"], two, two | {"hypothesis": ""}).dropped == {"missing_hypothesis": 1}
 
 
+@pytest.mark.parametrize(
+    ("step", "before", "after"),
+    [
+        ("spelling", "please add the tranaction to my acccount informaton", "please add the transaction to my account information"),
+        (
+            "spelling",
+            "their seperate hopsital was not there immediatly when we came",
+            "their separate hospital was not there immediately when we came",
+        ),
+        ("spelling:language=de", "wir haben das gestern nicht veröffentlcht und warten", "wir haben das gestern nicht veröffentlicht und warten"),
+        ("spelling:protect=[Informaton]", "we need the informaton and the tranaction", "we need the informaton and the transaction"),
+        (
+            "spelling",
+            "we met Zorbl Xandrq Qwerp Blorv and Trenx about the tranaction",
+            "we met Zorbl Xandrq Qwerp Blorv and Trenx about the transaction",
+        ),
+        ("spelling:at_least=12", "we need the informaton and the tranaction", "we need the informaton and the tranaction"),
+    ],
+)
+def test_slips_are_mended(step: str, before: str, after: str, tmp_path: Path) -> None:
+    assert texts(cleaned(tmp_path, [step], text(before))) == [after]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "the colour of the harbour was recognised by our neighbours in the theatre",
+        "see https://informaton.example/tranaction or mail informaton@tranaction.example and the rest of it",
+        "run `informaton` and then\n```\ntranaction = informaton\n```\nand so on as we said",
+        "the Informaton and the TRANACTION of informaton_id in tranaction.py at x=informaton are as they should be",
+        "das ist eine informaton über die tranaction und wir haben sie schon gestern gesehen",
+        "in checkings and settins, with tmobile or mlife, for walken and for ratner: all of them are what they are",  # other words, names
+        "they have adpted it, and we do not know whether that is adapted or adopted",
+        "it is quite formulaiic in what it says and in how it says it",  # formulaic is rare
+        "`the and of to in is was for` dann informaton tranaction",
+        "we read it in https://example.org/the(tranaction)informaton and in the rest of it",
+        "informaton",  # one word alone has no language
+    ],
+)
+def test_what_may_be_right_is_not_corrected(kept: str, tmp_path: Path) -> None:
+    assert texts(cleaned(tmp_path, ["spelling"], text(kept))) == [kept]
+
+
+def test_the_files_own_words_and_its_labels_stay(tmp_path: Path) -> None:
+    own = [text(f"the transacton number {i} was sent to us", "the transacton that was sent") for i in range(3)]
+    assert texts(cleaned(tmp_path, ["spelling"], *own)) == [row["text"] for row in own]
+    common = [text(f"the transaction number {i} was sent to us", "x") for i in range(60)]
+    mended = cleaned(tmp_path, ["spelling"], *own, *common)
+    assert [row.fields for row in mended.rows[:3]] == [{**row, "text": row["text"].replace("transacton", "transaction")} for row in own]
+
+
+def test_a_word_that_is_the_files_own_no_more_is_mended_too(tmp_path: Path) -> None:
+    """Two of three rows that hold it are dropped. A second cleaning would mend what is left of it, so the first one does."""
+    rows = [text("the transacton of today was immediatly sent to us"), *(text(f"the transacton of the day {i} was sent to us" * 9) for i in (1, 2))]
+    steps = ["spelling", "length:at_most=100"]
+    cleaning = cleaned(tmp_path, steps, *rows)
+    assert (texts(cleaning), cleaning.dropped) == (["the transaction of today was immediately sent to us"], {"too_long": 2})
+    assert cleaning.to_dict()["steps"][0]["edited"] == 1  # each line once, though it was edited twice
+    again = clean(jsonl(tmp_path / "again.jsonl", *(row.written() for row in cleaning.rows)), Recipe.named(steps))
+    assert not again.changes
+
+
 def test_masks_are_the_same_for_the_same_value_and_new_to_the_file(tmp_path: Path) -> None:
     rows = [
         text("I am [EMAIL_3], call +49 30 1234567"),

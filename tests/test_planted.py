@@ -249,7 +249,7 @@ def with_tokens(path: Path, limit: int = 200, template: str = tiny.CHATML) -> li
 
 
 def test_every_label_masked_by_the_cut(tmp_path: Path) -> None:
-    """TRL #6668 and #3927: a long prompt, a short answer, and `max_length` between them; loss 0.0, and the run looks well."""
+    """TRL #6668, #3927 and #6320 (such rows are deleted without a word): a long prompt, a short answer, and `max_length` between them; loss 0.0, and the run looks well."""
     row = {"prompt": "You are a helpful assistant. Please answer this question. " * 8, "completion": " The answer is 4."}
     assert with_tokens(planted(tmp_path, "completion", row), 60) == [(AT, "nothing_to_learn_after_cut")]
 
@@ -312,7 +312,8 @@ def test_how_many_there_are() -> None:
 def real(shared: Path) -> Iterator[tuple[str, list[dict[str, str]], set[str]]]:
     """Rows of public data sets in our formats, texts as they are, and what is truly in them."""
     questions = json.loads((shared / "clinc150" / "data_full.json").read_text())
-    yield "clinc150", [{"text": text, "label": label} for text, label in questions["val"]], {"near_duplicate"}
+    for split in ("train", "val"):
+        yield f"clinc150-{split}", [{"text": text, "label": label} for text, label in questions[split]], {"near_duplicate"}
     kinds = {"rt-polarity.pos": "positive", "rt-polarity.neg": "negative"}
     reviews = [
         {"text": text, "label": kinds[file.name]}
@@ -321,8 +322,12 @@ def real(shared: Path) -> Iterator[tuple[str, list[dict[str, str]], set[str]]]:
         for text in file.read_text("latin-1").rstrip().split("\n")
     ]
     yield "rt_polarity", reviews, {"duplicate_row", "near_duplicate", "mojibake", "odd_character", "html_left"}  # all of them are truly there
-    pairs = zip(*(gzip.decompress((shared / "multi30k" / f"val.{name}.gz").read_bytes()).decode().splitlines() for name in ("en", "de")), strict=True)
-    yield "multi30k", [{"prompt": english, "completion": german} for english, german in pairs], set()
+    for split, known in (
+        ("train", {"html_left", "conflicting_answers", "duplicate_row"}),
+        ("val", set()),
+    ):  # "&amp;" in 16 captions, three pairs twice
+        texts = (gzip.decompress((shared / "multi30k" / f"{split}.{name}.gz").read_bytes()).decode().splitlines() for name in ("en", "de"))
+        yield f"multi30k-{split}", [{"prompt": english, "completion": german} for english, german in zip(*texts, strict=True)], known
 
 
 def test_real_data_has_no_errors(shared_data: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A dirty file and a recipe -> a Cleaning: what each row became, and which step did it. Nothing is written here.
 
 Two phases. The edits run over each text, one after the other, until none changes it any more; then rows are dropped, until
-no step drops another. So cleaning what is clean changes nothing.
+no step drops another. Where an edit goes by what the whole file holds, both run again over what is left, until nothing changes. So cleaning
+what is clean changes nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from tunewright.data import mend
 from tunewright.data.drop import Judged, drops
 from tunewright.data.formats import Format
 from tunewright.data.jsonl import faults_inside
-from tunewright.data.recipe import Drop, Edit, Encoding, Fill, Html, Mask, Recipe, Unicode, Whitespace
+from tunewright.data.recipe import Drop, Edit, Encoding, Fill, Html, Mask, Recipe, Spelling, Unicode, Whitespace
 from tunewright.data.rows import Fields, RawRow, edited, encoded, examples, is_whole, read_rows, read_windows
+from tunewright.data.spelling import Speller
 from tunewright.errors import BadData, Fault
 
 _ROUNDS = 50
@@ -96,8 +98,20 @@ def clean(path: Path, recipe: Recipe, as_format: Format | None = None) -> Cleani
     before = read_rows(path, as_format)
     wholes = [is_whole(row) for row in before]
     counts: dict[str, Counted] = {step.step: Counted(step.step) for step in recipe.steps}
-    after = _edited(before, [step for step in recipe.steps if isinstance(step, get_args(Edit))], counts)
-    places, reasons = _left(after, [step for step in recipe.steps if isinstance(step, get_args(Drop))], counts, as_format)
+    edit, drop = ([step for step in recipe.steps if isinstance(step, get_args(kind))] for kind in (Edit, Drop))
+    after, places, reasons = list(before), list(range(len(before))), dict[int, tuple[str, str]]()
+    settled = False
+    while not settled:
+        now = _edited([after[at] for at in places], edit, counts)
+        stay, gone = _left(now, drop, counts, as_format)
+        changed = bool(gone) or any(after[at] is not new for at, new in zip(places, now, strict=True))
+        settled = not (changed and any(isinstance(step, Spelling) for step in edit))
+        for at, new in zip(places, now, strict=True):
+            after[at] = new
+        reasons |= {places[i]: why for i, why in gone.items()}
+        places = [places[i] for i in stay]
+    for one in counts.values():
+        one.edited = sorted(set(one.edited))
     if lost := [fault for at in places for fault in after[at].faults if after[at].raw is None and not after[at].fields]:
         raise BadData(str(path), lost)
     steps_of: dict[int, list[str]] = {}
@@ -118,6 +132,7 @@ def clean(path: Path, recipe: Recipe, as_format: Format | None = None) -> Cleani
 def _edited(rows: Sequence[RawRow], edits: Sequence[Edit], counts: dict[str, Counted]) -> list[RawRow]:
     """The rows after all edits. One that nothing changed is the same object, with its bytes, and so is one that was not read whole."""
     masks = mend.Masks(rows) if any(isinstance(step, Mask) for step in edits) else None
+    speller = next((Speller(rows, step) for step in edits if isinstance(step, Spelling)), None)
     found = []
     for row in rows:
         now, by = row, dict.fromkeys((step.step for step in edits), False)
@@ -127,7 +142,7 @@ def _edited(rows: Sequence[RawRow], edits: Sequence[Edit], counts: dict[str, Cou
         for _ in range(_ROUNDS if is_whole(now) else 0):
             before = fields
             for step in edits:
-                new = _apply(fields, step, masks)
+                new = _apply(fields, step, masks, speller)
                 by[step.step] |= new != fields
                 fields = new
             if fields == before:
@@ -140,7 +155,7 @@ def _edited(rows: Sequence[RawRow], edits: Sequence[Edit], counts: dict[str, Cou
     return found
 
 
-def _apply(fields: Fields, step: Edit, masks: mend.Masks | None) -> Fields:
+def _apply(fields: Fields, step: Edit, masks: mend.Masks | None, speller: Speller | None) -> Fields:
     match step:
         case Encoding():
             return edited(fields, partial(mend.encoding, step=step))
@@ -150,6 +165,9 @@ def _apply(fields: Fields, step: Edit, masks: mend.Masks | None) -> Fields:
             return edited(fields, partial(mend.strip_html, step=step))
         case Whitespace():
             return edited(fields, partial(mend.whitespace, step=step))
+        case Spelling():
+            assert speller is not None
+            return edited(fields, speller.correct)
         case Mask():
             assert masks is not None
             return edited(fields, partial(masks.mask, step=step), everywhere=True)

@@ -53,6 +53,18 @@ class Whitespace(_Step):
     """Runs of spaces become one, except on lines that begin with white space, such as code."""
 
 
+class Spelling(_Step):
+    """Correct slips inside words of one language (pyspellchecker's lists). Capitalised words, code, addresses and the file's own words stay."""
+
+    step: Literal["spelling"] = "spelling"
+    language: Literal["en", "de", "es", "fr", "it", "nl", "pt"] = "en"
+    """Whose words. Texts in which few words are of it stay."""
+    at_least: int = Field(6, ge=3, le=100)
+    """Shorter words stay, for they are often one letter away from some other."""
+    protect: Names = ()
+    """Words that stay."""
+
+
 class Mask(_Step):
     """Put a placeholder such as [EMAIL_1] for personal data and keys; the same value has the same placeholder in the whole file."""
 
@@ -137,7 +149,7 @@ class Outliers(_Step):
     """How far."""
 
 
-Edit = Encoding | Unicode | Html | Whitespace | Mask | Fill
+Edit = Encoding | Unicode | Html | Whitespace | Spelling | Mask | Fill
 Drop = Missing | Errors | Length | Language | Conflicts | Duplicates | NearDuplicates | Outliers
 Step = Annotated[Edit | Drop, Field(discriminator="step")]
 
