@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sqlalchemy import func, select
 
@@ -488,6 +490,22 @@ def test_twenty_kills_lose_nothing_double_nothing_and_change_no_bit(yard: Yard, 
             assert session.scalar(select(func.count()).select_from(File).where(File.id.in_(job.result_files))) == 1
 
 
+def test_a_launcher_that_begins_goes_on_with_the_workers_it_finds_and_ends_those_that_may_not_be(yard: Yard) -> None:
+    job_id = yard.add(30)
+    while get(yard.store, job_id).step < 2:
+        time.sleep(0.01)
+    process = yard.worker(job_id)
+    over = yard.home.job(new_job(yard.store, "cancelled"))
+    over.mkdir()
+    stray = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    (over / "worker-itslast.json").write_text(json.dumps({"pid": stray.pid, "started": psutil.Process(stray.pid).create_time()}))
+    yard.restart()
+    assert stray.wait(20) == -signal.SIGKILL
+    assert yard.worker(job_id) == process
+    assert yard.wait(job_id, *FINAL).status == "succeeded"
+    assert len(list(yard.home.job(job_id).glob("worker-*.json"))) == 1
+
+
 def test_a_job_whose_workers_keep_dying_fails_after_three(yard: Yard) -> None:
     job_id = yard.add(200)
     killed: set[int] = set()
@@ -526,8 +544,6 @@ def test_a_worker_knows_no_secret_and_listens_nowhere(yard: Yard) -> None:
     job_id = yard.add(200)
     while (process := yard.worker(job_id)) is None:
         time.sleep(0.02)
-    import psutil
-
     worker = psutil.Process(process)
     assert "TUNEWRIGHT_TEST_SECRET" not in worker.environ() and worker.environ()["HF_HUB_OFFLINE"] == "1"
     assert [c for c in worker.net_connections() if c.status == psutil.CONN_LISTEN] == []
