@@ -73,7 +73,8 @@ class Profile:
         self._dropped: Counter[str] = Counter()
         self._lines: dict[str, list[int]] = {}
         self._lengths = Lengths()
-        self._tree: list[Row] = []
+        self._tree: list[Row] | None = []
+        self._distinct = 0
         self._tree_tokens = 0
         self._tree_rows = 0
         self._without_system = 0
@@ -108,10 +109,17 @@ class Profile:
         self._counts["kept"] += 1
         self._counts["read"] += (size := sum(len(row.ids) for row in rows))
         self._counts["trained"] += trained
-        if self._tree_tokens + size <= _TREE_TOKENS and self._tree_rows == self._counts["kept"] - 1:
+        if self._tree is not None and self._tree_tokens + size <= _TREE_TOKENS:
             self._tree += rows
             self._tree_tokens += size
             self._tree_rows += 1
+        else:
+            self._count_tree()
+
+    def _count_tree(self) -> None:
+        """Once, as soon as the tree is full: its rows take much of the memory that a check takes."""
+        if self._tree is not None:
+            self._distinct, self._tree = distinct(self._tree) if self._tree else 0, None
 
     def _drop(self, reason: str, line: int) -> None:
         self._dropped[reason] += 1
@@ -125,12 +133,13 @@ class Profile:
 
     def tokens(self) -> Tokens:
         """What all of them come to."""
+        self._count_tree()
         named = ("rows", "kept", "read", "trained", "cut_rows", "cut", "cut_trained_rows", "cut_trained", "unended")
         return Tokens(
             model=self._model,
             limit=self._limit,
             dropped=dict(self._dropped.most_common()),
-            distinct=distinct(self._tree) if self._tree else 0,
+            distinct=self._distinct,
             tree_rows=self._tree_rows,
             tree_tokens=self._tree_tokens,
             lengths=self._lengths.spread(),
