@@ -63,14 +63,14 @@ class Pace:
     save: float
 
 
-def sizes(run: Run, items: list[Item]) -> list[int]:
+def sizes(run: Run, items: list[Item], learns: bool = True) -> list[int]:
     """Computed tokens of each micro-batch that items are cut into."""
-    return [size_of(batch) for _, batch in run.batches(items)]
+    return [size_of(batch) for _, batch in run.batches(items, learns)]
 
 
-def largest_micro_batch(run: Run, items: list[Item]) -> list[Item]:
+def largest_micro_batch(run: Run, items: list[Item], learns: bool = True) -> list[Item]:
     """The largest of the micro-batches that items are cut into."""
-    group, _ = max(((group, size_of(batch)) for group, batch in run.batches(items)), key=lambda each: each[1])
+    group, _ = max(((group, size_of(batch)) for group, batch in run.batches(items, learns)), key=lambda each: each[1])
     return [items[i] for i in group]
 
 
@@ -108,7 +108,7 @@ def _lengths(items: Sequence[Item]) -> np.ndarray:
 def _validation(run: Run) -> int:
     """Computed tokens of the full validation set."""
     some = run.validation[:VALIDATED]
-    return round(sum(sizes(run, some)) / _lengths(some).sum() * _lengths(run.validation).sum()) if some else 0
+    return round(sum(sizes(run, some, False)) / _lengths(some).sum() * _lengths(run.validation).sum()) if some else 0
 
 
 def weight_bytes(run: Run) -> int:

@@ -87,13 +87,13 @@ class Forecast:
         """Seconds of a computed token in full validation, and of one batch at an interval. `steps`: seconds of all steps."""
         if not (rows := self.run.validation[:VALIDATED]):
             return 0.0, 0.0
-        batch, largest = rows[: self.run.plan.batch_size], largest_micro_batch(self.run, rows)
-        forward, check = (_FORWARD * token * sum(sizes(self.run, items)) for items in (largest, batch))
+        batch, largest = rows[: self.run.plan.batch_size], largest_micro_batch(self.run, rows, False)
+        forward, check = (_FORWARD * token * sum(sizes(self.run, items, False)) for items in (largest, batch))
         if sum(seconds for _, seconds in self.measured) <= SECONDS:
             check = self._timed(batch)
         if forward <= max(_VALIDATED[0], _VALIDATED[1] * steps):
             forward = self._timed(largest)
-        return forward / sum(sizes(self.run, largest)), check
+        return forward / sum(sizes(self.run, largest, False)), check
 
     def _timed(self, items: list[Item]) -> float:
         begun = time.perf_counter()

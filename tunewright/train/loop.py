@@ -136,7 +136,7 @@ def take_step(run: Run, items: list[Item], rate: float, laid_out: MicroBatches |
 def add_up(run: Run, items: list[Item], backward: bool, laid_out: MicroBatches | None = None) -> tuple[float, int, int, float]:
     """The summed loss of items, what to divide it by, how many of those are right, and the summed reward margin."""
     loss, count, correct, margin = 0.0, 0, 0, 0.0
-    for group, batch in run.batches(items) if laid_out is None else laid_out:
+    for group, batch in run.batches(items, backward) if laid_out is None else laid_out:
         with _precision(run), torch.set_grad_enabled(backward):
             sums = run.loss(run.called(batch), batch, [items[i] for i in group])
         if backward:

@@ -215,10 +215,10 @@ def _validation(run: Run) -> tuple[float, float, float]:
     size, begun, checks = run.plan.batch_size, time.perf_counter(), list[float]()
     while len(checks) < CHECKS and time.perf_counter() - begun < SECONDS / 4 and (batch := run.validation[len(checks) * size :][:size]):
         checks.append(timed(batch))  # each once: in training, too, most are of a size that was not computed before
-    some = largest_micro_batch(run, run.validation[:VALIDATED] or run.rows[:size])
+    some = largest_micro_batch(run, run.validation[:VALIDATED] or run.rows[:size], False)
     cold = timed(some)
     warm = min(cold, timed(some)) if cold < SECONDS / 4 else cold
-    return warm / sum(sizes(run, some)), sum(checks) / max(1, len(checks)), cold - warm
+    return warm / sum(sizes(run, some, False)), sum(checks) / max(1, len(checks)), cold - warm
 
 
 def _checkpoint(run: Run) -> tuple[int, float]:

@@ -62,9 +62,11 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     kept: trunk.Kept | None = None
 
-    def batches(self, items: list[Item]) -> Iterator[tuple[list[int], AnyBatch]]:
-        """Micro-batches of items, as `forward.batches`."""
+    def batches(self, items: list[Item], learns: bool = True) -> Iterator[tuple[list[int], AnyBatch]]:
+        """Micro-batches of items, as `forward.batches`; smaller ones where nothing is learnt from them."""
         device, budget = next(self.model.parameters()).device, self.plan.micro_batch_tokens
+        if not learns:
+            budget = min(budget, memory.MOST_READ[device.type])
         if self.kept and self.kept.alone:
             return self.kept.batches(items, budget, device)
         # oneDNN compiles its bf16 products for each new size, and keeps them.
