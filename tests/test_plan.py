@@ -82,9 +82,12 @@ def test_prediction_and_outcome_are_events_and_lie_in_the_run_folder(data, base,
     events = list(train(config(data, base, tmp_path / "run", "prices.per_hour=3600", "prices.currency=EUR")))
     said, came = predicted(events), events[-2]
     assert events[-1].message == "The run has finished"
-    assert said.created_at < said.data["estimated_finish"] + 1 and said.data["currency"] == "EUR"
+    assert (
+        said.data["estimated_finish"] == pytest.approx(events[0].created_at + said.data["estimated_seconds"], abs=5, rel=0)
+        and said.data["currency"] == "EUR"
+    )
     assert said.data["estimated_cost"] == pytest.approx(said.data["estimated_seconds"], rel=0.01)
-    assert came.data["seconds"] == pytest.approx(events[-1].created_at - events[0].created_at, abs=2)
+    assert came.data["seconds"] == pytest.approx(events[-1].created_at - events[0].created_at, abs=5)
     assert came.data["peak_memory_bytes"] == events[-1].data["peak_memory_bytes"]
     assert came.data["seconds_error"] == pytest.approx(came.data["estimated_seconds"] / came.data["seconds"] - 1, abs=1e-3)
     kept = json.loads((tmp_path / "run/estimate.json").read_text())
