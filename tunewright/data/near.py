@@ -47,8 +47,7 @@ class Near:
         self._waiting: list[str] = []
         self._characters = 0
         self._bands: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=1 << 24)  # noqa: SIM115
-        self._sketches = np.empty((MAX_TEXTS, _KEPT), np.uint8)  # takes no memory before it is written
-        self._made = 0
+        self._sketches = bytearray()  # grows where it lies
         self._rows: list[NDArray[np.int64]] = []
         self.lines = array("q")
         self.count = 0
@@ -86,8 +85,7 @@ class Near:
             digests = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets.astype(np.uint64), _PERMUTATIONS, 1)
             made = np.array(digests.to_rows(), np.uint32)
             self._rows.append(first + np.flatnonzero(has))
-            self._sketches[self._made : self._made + len(made)] = made[:, :: _PERMUTATIONS // _KEPT].astype(np.uint8)
-            self._made += len(made)
+            self._sketches += made[:, :: _PERMUTATIONS // _KEPT].astype(np.uint8).tobytes()
             self._bands.seek(0, 2)
             self._bands.write(_fold(made.reshape(len(made), _BANDS, -1)).T.tobytes())
 
@@ -95,7 +93,7 @@ class Near:
         """(n,) the texts that have triples, (n, kept) their sketches."""
         if self._waiting:
             self._sketch()
-        return np.concatenate([np.empty(0, np.int64), *self._rows]), self._sketches[: self._made]
+        return np.concatenate([np.empty(0, np.int64), *self._rows]), np.frombuffer(self._sketches, np.uint8).reshape(-1, _KEPT)
 
     def band(self, number: int) -> NDArray[np.uint32]:
         """(n,) this band of the texts that have triples."""
